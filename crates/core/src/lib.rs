@@ -1,0 +1,28 @@
+//! Larder's words and its decisions.
+//!
+//! Everything here is a value or a pure function: no file, socket, clock, environment or runtime.
+//! What depends on the time takes it as an argument. That keeps each rule testable as a table, and
+//! lets every other crate share one meaning of "digest", "repository" or "fresh".
+//!
+//! - [`digest`]: what content is called;
+//! - [`name`]: what registries, repositories and tags are called;
+//! - [`route`]: which operation of the distribution protocol a path names;
+//! - [`address`]: which upstream and repository a client means;
+//! - [`range`]: which bytes of a blob a client wants;
+//! - [`media`]: media types, and what a client accepts;
+//! - [`manifest`]: what a manifest refers to;
+//! - [`freshness`]: when a tag's answer may be given without asking upstream;
+//! - [`size`]: amounts of bytes as people write them.
+
+pub mod address;
+pub mod digest;
+pub mod freshness;
+pub mod manifest;
+pub mod media;
+pub mod name;
+pub mod range;
+pub mod route;
+pub mod size;
+
+pub use digest::Digest;
+pub use name::{Host, Reference, Repository, Tag};
