@@ -1,0 +1,139 @@
+//! The configuration of `serve`: one TOML file, and the flags and variables that override it.
+//!
+//! It is read once, whole, and refused whole when anything in it is wrong; reading it finds every
+//! mistake, not only the first. Nothing is accepted that has no effect.
+//!
+//! ```text
+//! text ── document ──▶ typed keys ── upstream, credentials ──▶ Config
+//!                          └────────────── mistakes ◀───────────┘
+//! flags, variables ── overrides ──▶
+//! ```
+
+mod credentials;
+mod files;
+mod mistake;
+mod overrides;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use larder_core::address::HostPattern;
+use url::Url;
+
+pub use credentials::{Credentials, CredentialsError, Secret};
+pub use files::{Disk, Files};
+pub use mistake::{Mistake, Place};
+pub use overrides::{Given, Overrides, default_data};
+
+/// Everything that `serve` needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where `/v2/` is served: at least one. Default `127.0.0.1:5000`.
+    pub listen: Vec<Listener>,
+    /// Where metrics, health and the REST API are served. Default `127.0.0.1:5001`.
+    pub admin: SocketAddr,
+    /// The directory that holds the store. See [`default_data`].
+    pub data: PathBuf,
+    /// How clients reach `listen` from outside, where that differs (a proxy in front). Scheme and
+    /// authority only. Default: none, what the request says.
+    pub public_url: Option<Url>,
+    /// Whether no upstream may be asked at all: what is stored is served, the rest is 404.
+    pub offline: bool,
+    /// How much the store may hold. Default: no limit.
+    pub budget: Option<Budget>,
+    /// How long unused content is kept. `None` in this version: the key is refused.
+    pub ttl: Option<Duration>,
+    /// The certificate of `listen`. Default: none, plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// The upstream (host or alias) of a request that names none. Default `docker.io`; `None` when
+    /// it was set to `""`.
+    pub default_upstream: Option<String>,
+    /// The upstream (host or alias) that a `Host` header (lower case, without port) stands for.
+    pub hosts: BTreeMap<String, String>,
+    /// All upstreams: exact hosts by name, then wildcards, the one with fewest `*` first. Each
+    /// host pattern and each alias is there once.
+    pub upstreams: Vec<Upstream>,
+}
+
+/// One address that is listened on: `127.0.0.1:5000`, or `127.0.0.1:5000=docker.io`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Where. Port 0 is any free port.
+    pub address: SocketAddr,
+    /// The upstream (host or alias) of a request that names none, on this address. Where it is
+    /// `None`, [`Config::default_upstream`] counts.
+    pub default_upstream: Option<String>,
+}
+
+/// How much a store may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// Bytes, at least 1.
+    Bytes(u64),
+    /// Percent of the file system that the store is on, 1 to 100.
+    Percent(u8),
+}
+
+/// A certificate chain and its key, both PEM files that exist and could be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The chain, the server's own certificate first.
+    pub cert: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// A registry that is read from.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// The host, or the hosts, as written in image references.
+    pub host: HostPattern,
+    /// Where to ask, in this order: scheme and authority, path `/`. Empty for a wildcard, whose
+    /// hosts are each asked at `https://HOST`. Default `https://HOST` (Docker Hub:
+    /// `https://registry-1.docker.io`).
+    pub urls: Vec<Url>,
+    /// Other names for it in paths: one path component each, never one that reads as a host.
+    /// Empty for a wildcard.
+    pub alias: Vec<String>,
+    /// How long a tag's answer is given without asking again. Zero: always ask. Default 1 min.
+    pub freshness: Duration,
+    /// How long to wait for upstream where a stale answer is at hand. Never zero. Default 2 s.
+    pub deadline: Duration,
+    /// Who may read what is stored. Always `Shared` in this version.
+    pub access: Access,
+    /// Whether content that upstream says is gone is still served. Default no.
+    pub serve_deleted: bool,
+    /// Who we are to upstream. Could be read when the configuration was.
+    pub credentials: Credentials,
+    /// The proxy that leads to upstream: `http`, `https` or `socks5`. Default: what the
+    /// environment says (`HTTPS_PROXY`).
+    pub proxy: Option<Url>,
+    /// A PEM file of certificate authorities that upstream may be signed by, besides the
+    /// system's. Could be read, and has a certificate in it.
+    pub ca: Option<PathBuf>,
+    /// Whether upstream's certificate is not checked at all.
+    pub insecure_skip_verify: bool,
+    /// The most bytes this upstream's content may take. `None` in this version: the key is
+    /// refused.
+    pub quota: Option<u64>,
+    /// Connections for one large blob, 1 to 16. Default 1.
+    pub parallel: u8,
+    /// Globs over repository names: if there are any, one must match. Each is valid.
+    pub allow: Vec<String>,
+    /// Globs over repository names: none may match. Each is valid.
+    pub deny: Vec<String>,
+    /// For people.
+    pub description: Option<String>,
+}
+
+/// Who may read what is stored of an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Anyone who reaches the cache; our own credentials are used.
+    #[default]
+    Shared,
+    /// Whoever upstream would let read it.
+    Caller,
+}
