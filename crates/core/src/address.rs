@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
-use crate::name::{Host, ParseHostError, ParseRepositoryError, Repository};
+use crate::name::{Host, Named, ParseHostError, ParseRepositoryError, Repository};
 
 /// A host, or several at once: in `*.dkr.ecr.*.amazonaws.com` each `*` is one label of the name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,10 +108,9 @@ pub struct Asked<'a> {
 pub struct Address {
     /// Index of the upstream's entry.
     pub entry: usize,
-    /// The host itself, where the entry is a wildcard.
-    pub host: Host,
-    /// The repository as the upstream knows it (with `library/` on Docker Hub).
-    pub repository: Repository,
+    /// The host itself, also where the entry is a wildcard, and the repository as the upstream
+    /// knows it (with `library/` on Docker Hub).
+    pub name: Named,
 }
 
 /// Why a request cannot be addressed.
@@ -157,7 +156,7 @@ impl Directory {
             .find(upstream)
             .ok_or_else(|| AddressError::UnknownUpstream(printable(upstream)))?;
         let repository = repository.parse::<Repository>()?.at(&host);
-        Ok(Address { entry, host, repository })
+        Ok(Address { entry, name: Named { host, repository } })
     }
 
     /// Splits a request into the upstream's name and the repository's.
@@ -295,7 +294,7 @@ mod tests {
     }
 
     fn show(address: Result<Address, AddressError>) -> String {
-        let address = address.unwrap();
-        format!("{} {}", address.host, address.repository)
+        let Named { host, repository } = address.unwrap().name;
+        format!("{host} {repository}")
     }
 }

@@ -150,6 +150,27 @@ fn is_path_component(component: &str) -> bool {
         })
 }
 
+/// A repository of a registry, as people write it: `docker.io/library/alpine`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Named {
+    /// The registry.
+    pub host: Host,
+    /// The repository as the registry knows it.
+    pub repository: Repository,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.host, self.repository)
+    }
+}
+
+impl fmt::Debug for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// A tag: 1 to 128 of letters, digits, `.`, `_` and `-`, not beginning with `.` or `-`.
 ///
 /// Source: OCI distribution-spec 1.1, "Pulling manifests", `<reference>`.

@@ -1,0 +1,298 @@
+//! The embedded store: blobs as files, an index in SQLite, one directory, no services.
+//!
+//! - [`Store::stage`], [`Staging`]: bytes on their way in;
+//! - [`Store::blob`], [`SharedFile`]: bytes on their way out;
+//! - [`Store::manifest`], [`Store::put_manifest`]: manifests, which are small, and served whole;
+//! - [`Store::is_member`]: which repository may serve what;
+//! - [`Store::tag`]: what tags named when upstream was last asked.
+//!
+//! Promises:
+//! - a blob that a lookup finds has the bytes of its name, also after a crash at any point;
+//! - what has been read once goes on being readable by whoever holds it, also when it is evicted;
+//! - one process at a time has the directory open;
+//! - memory is bounded: each cache below says by what, and why.
+//!
+//! Nothing here knows of HTTP or of upstreams.
+
+mod blobs;
+mod buffers;
+mod evict;
+mod file;
+mod index;
+mod layout;
+mod manifests;
+mod partial;
+mod recover;
+mod staging;
+mod sync;
+mod tags;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use larder_core::name::Named;
+use larder_core::{Digest, Tag};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::buffers::Buffers;
+use crate::index::Index;
+use crate::layout::Layout;
+
+pub use crate::blobs::Blob;
+pub use crate::evict::volume_size;
+pub use crate::file::SharedFile;
+pub use crate::index::{IndexError, OpenIndexError, TagRecord};
+pub use crate::manifests::StoredManifest;
+pub use crate::staging::{CommitError, Prefix, Staging, WriteError};
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The directory; made if it is missing.
+    pub directory: PathBuf,
+    /// How many bytes it may hold; `None`: as many as the volume has.
+    pub budget: Option<u64>,
+}
+
+/// A store that is open. Cheap to clone; [`Store::close`] ends it.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    layout: Layout,
+    /// Held open: the lock goes with the file.
+    _lock: File,
+    index: Index,
+    buffers: Buffers,
+    blobs: moka::sync::Cache<Digest, Blob>,
+    manifests: moka::sync::Cache<Digest, Arc<StoredManifest>>,
+    members: moka::sync::Cache<(Arc<Named>, Digest), ()>,
+    tags: moka::sync::Cache<(Arc<Named>, Tag, Arc<str>), Arc<TagRecord>>,
+    uses: blobs::Uses,
+    /// Bytes of blobs and kept beginnings.
+    total: AtomicU64,
+    budget: Option<u64>,
+    evicted: AtomicU64,
+    over_budget: Notify,
+    to_sync: mpsc::Sender<staging::Published>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+/// How many blobs are kept open: more than a large pull has layers, and far below the 1,024 open
+/// files that a process may have by default.
+const MAX_OPEN_BLOBS: u64 = 256;
+
+/// Manifests kept in memory, in bytes: some 10,000 of the usual 1 to 3 KiB.
+const MAX_MANIFEST_BYTES: u64 = 24 << 20;
+
+/// Memberships kept in memory: those of some 5,000 images with a dozen layers, at 150 bytes each.
+const MAX_MEMBERS: u64 = 64 << 10;
+
+/// Tags kept in memory, at some 400 bytes each.
+const MAX_TAGS: u64 = 16 << 10;
+
+/// How many blobs may wait to be synced. One that finds no place is verified at the next start.
+const MAX_UNSYNCED: usize = 1024;
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("{} is in use by another larder; stop that one, or give this one a --data of its own", .0.display())]
+    InUse(PathBuf),
+    /// The directory can't be used.
+    #[error("opening the store in {}", .directory.display())]
+    Io {
+        /// The store's directory.
+        directory: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The index can't be used.
+    #[error("opening the store in {}", .directory.display())]
+    Index {
+        /// The store's directory.
+        directory: PathBuf,
+        /// What the database said.
+        source: OpenIndexError,
+    },
+    /// What was stored could not be checked.
+    #[error("recovering the store")]
+    Recover(#[source] StoreError),
+}
+
+/// The store can't do what was asked. The content can still be fetched from upstream and passed on.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk refused.
+    #[error("{what}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The index refused.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+impl StoreError {
+    pub(crate) fn io(what: &'static str, source: io::Error) -> Self {
+        Self::Io { what, source }
+    }
+}
+
+/// What a store holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of all blobs, manifests and kept beginnings.
+    pub bytes: u64,
+    /// Bytes that it may hold.
+    pub budget: Option<u64>,
+    /// Bytes removed since it was opened, to keep the budget.
+    pub evicted: u64,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Opens the store in a directory, and makes it if there is none.
+    ///
+    /// What a crash left behind is put right first: stagings are removed, and blobs that had not
+    /// been synced are verified. That takes as long as reading what was written in the last second
+    /// before the crash.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]: the directory is in use, unusable, or written by a newer version.
+    pub async fn open(settings: Settings) -> Result<Self, OpenError> {
+        let directory = settings.directory.clone();
+        let opening = tokio::task::spawn_blocking(move || recover::open_directory(&directory));
+        let (layout, lock) = opening.await.expect("opening a directory does not panic")?;
+        let in_directory = |source| OpenError::Index { directory: settings.directory, source };
+        let index = Index::open(&layout.index()).await.map_err(in_directory)?;
+        recover::verify_unsynced(&layout, &index).await.map_err(OpenError::Recover)?;
+        let total = index.total().await.map_err(|error| OpenError::Recover(error.into()))?;
+
+        let (to_sync, unsynced) = mpsc::channel(MAX_UNSYNCED);
+        let store = Self(Arc::new(Inner {
+            layout,
+            _lock: lock,
+            index,
+            buffers: Buffers::default(),
+            blobs: moka::sync::Cache::builder()
+                .max_capacity(MAX_OPEN_BLOBS)
+                .time_to_idle(std::time::Duration::from_secs(60))
+                .build(),
+            manifests: moka::sync::Cache::builder()
+                .weigher(|_, manifest: &Arc<StoredManifest>| manifest.weight())
+                .max_capacity(MAX_MANIFEST_BYTES)
+                .build(),
+            members: moka::sync::Cache::new(MAX_MEMBERS),
+            tags: moka::sync::Cache::new(MAX_TAGS),
+            uses: blobs::Uses::default(),
+            total: AtomicU64::new(total),
+            budget: settings.budget,
+            evicted: AtomicU64::new(0),
+            over_budget: Notify::new(),
+            to_sync,
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        }));
+        store.0.tasks.spawn(sync::run(store.clone(), unsynced));
+        store.0.tasks.spawn(evict::run(store.clone()));
+        store.0.tasks.spawn(recover::sweep(store.clone(), std::time::SystemTime::now()));
+        Ok(store)
+    }
+
+    /// Writes down what is only in memory and closes the index. Later calls fail.
+    pub async fn close(&self) {
+        self.0.closing.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        self.0.index.close().await;
+    }
+
+    /// What the store holds now.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            bytes: self.0.total.load(Ordering::Relaxed),
+            budget: self.0.budget,
+            evicted: self.0.evicted.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether `repository` may serve `digest`: a manifest stored for it refers to the digest, or
+    /// upstream has confirmed it.
+    ///
+    /// # Errors
+    ///
+    /// The index can't say; ask upstream.
+    pub async fn is_member(
+        &self,
+        repository: &Arc<Named>,
+        digest: &Digest,
+    ) -> Result<bool, StoreError> {
+        let key = (Arc::clone(repository), digest.clone());
+        if self.0.members.contains_key(&key) {
+            return Ok(true);
+        }
+        let is_member = self.index().is_member(repository, digest).await?;
+        if is_member {
+            self.0.members.insert(key, ());
+        }
+        Ok(is_member)
+    }
+
+    /// Remembers that upstream has confirmed `digest` for `repository`.
+    ///
+    /// # Errors
+    ///
+    /// The index can't remember it; upstream will be asked again.
+    pub async fn add_member(
+        &self,
+        repository: &Arc<Named>,
+        digest: &Digest,
+    ) -> Result<(), StoreError> {
+        self.index().put_member(repository, digest).await?;
+        self.0.members.insert((Arc::clone(repository), digest.clone()), ());
+        Ok(())
+    }
+
+    pub(crate) fn index(&self) -> &Index {
+        &self.0.index
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.0.layout
+    }
+
+    pub(crate) fn share(&self, file: Arc<File>) -> SharedFile {
+        SharedFile::new(file, self.0.buffers.clone())
+    }
+
+    pub(crate) fn add(&self, bytes: u64) {
+        let total = self.0.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if self.0.budget.is_some_and(|budget| total > budget) {
+            self.0.over_budget.notify_one();
+        }
+    }
+
+    pub(crate) fn subtract(&self, bytes: u64) {
+        let less = |total: u64| Some(total.saturating_sub(bytes));
+        let _ = self.0.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Store").field(&self.0.layout.root()).finish()
+    }
+}

@@ -1,0 +1,87 @@
+//! What tags named when upstream was last asked.
+
+use std::sync::Arc;
+
+use larder_core::Tag;
+use larder_core::name::Named;
+
+use crate::index::TagRecord;
+use crate::{Store, StoreError};
+
+impl Store {
+    /// What `tag` named. `variant` is empty for the answer to a client that accepts everything,
+    /// else the `Accept` that upstream answered differently.
+    ///
+    /// # Errors
+    ///
+    /// The index can't say; ask upstream.
+    pub async fn tag(
+        &self,
+        repository: &Arc<Named>,
+        tag: &Tag,
+        variant: &Arc<str>,
+    ) -> Result<Option<Arc<TagRecord>>, StoreError> {
+        let key = (Arc::clone(repository), tag.clone(), Arc::clone(variant));
+        if let Some(record) = self.0.tags.get(&key) {
+            return Ok(Some(record));
+        }
+        let Some(record) = self.index().tag(repository, tag, variant).await? else {
+            return Ok(None);
+        };
+        let record = Arc::new(record);
+        self.0.tags.insert(key, Arc::clone(&record));
+        Ok(Some(record))
+    }
+
+    /// Remembers what upstream said that `tag` names, and that `repository` may serve it.
+    ///
+    /// # Errors
+    ///
+    /// The index can't remember it; it is known until the process ends.
+    pub async fn put_tag(
+        &self,
+        repository: &Arc<Named>,
+        tag: &Tag,
+        variant: &Arc<str>,
+        record: TagRecord,
+    ) -> Result<(), StoreError> {
+        let record = Arc::new(record);
+        let key = (Arc::clone(repository), tag.clone(), Arc::clone(variant));
+        self.0.tags.insert(key, Arc::clone(&record));
+        self.0.members.insert((Arc::clone(repository), record.digest.clone()), ());
+        Ok(self.index().put_tag(repository, tag, variant, &record).await?)
+    }
+
+    /// Forgets every variant of a tag that upstream no longer has.
+    ///
+    /// # Errors
+    ///
+    /// The index can't forget it; upstream will be asked again before it is served.
+    pub async fn remove_tag(&self, repository: &Arc<Named>, tag: &Tag) -> Result<(), StoreError> {
+        let matching: Vec<_> = self
+            .0
+            .tags
+            .iter()
+            .filter(|(key, _)| key.0 == *repository && key.1 == *tag)
+            .map(|(key, _)| key)
+            .collect();
+        for key in matching {
+            self.0.tags.invalidate(key.as_ref());
+        }
+        Ok(self.index().remove_tag(repository, tag).await?)
+    }
+
+    /// At most `limit` stored tags of a repository after `last`, in byte order.
+    ///
+    /// # Errors
+    ///
+    /// The index can't say.
+    pub async fn tags(
+        &self,
+        repository: &Named,
+        last: &str,
+        limit: u32,
+    ) -> Result<Vec<String>, StoreError> {
+        Ok(self.index().tags(repository, last, limit).await?)
+    }
+}
