@@ -1,0 +1,60 @@
+//! The OCI distribution protocol, as a client.
+//!
+//! A [`Client`] asks one upstream for manifests, blobs and tags, and hides what lies between: token
+//! services, redirects to storage, several addresses of one registry, retries.
+//!
+//! ```text
+//! client ── verbs: what is asked, what a good answer is
+//!   └─ exchange ── tries again, at the next address
+//!        └─ auth ── answers challenges, remembers tokens
+//!             └─ transport ── one request after the other along redirects
+//! ```
+//!
+//! Invariants:
+//! - a credential goes to the configured addresses' own origins and to the token service they name,
+//!   and nowhere else; never unencrypted, unless the configured address itself is `http`;
+//! - a request is repeated only before the first byte of its body was handed out;
+//! - the bytes of a manifest that was asked for by digest have that digest. Blobs are not verified
+//!   here: whoever stores or passes them on hashes them anyhow.
+//!
+//! This crate stores nothing and decides nothing about freshness: that is `registry`'s.
+
+mod auth;
+mod body;
+mod challenge;
+mod client;
+mod credentials;
+mod docker_config;
+mod error;
+mod exchange;
+mod header;
+mod link;
+mod secret;
+mod settings;
+mod tls;
+mod token;
+mod transport;
+
+pub use body::Body;
+pub use client::{Blob, Client, ManifestHead, RawManifest, TagPage};
+pub use credentials::{Credentials, ReadConfigError};
+pub use docker_config::ParseDockerConfigError;
+pub use error::{Cause, Error, SetupError};
+pub use secret::Secret;
+pub use settings::{MAX_URLS, Settings};
+pub use url::Url;
+
+/// Is told what goes on between a [`Client`] and its upstream. Called often, from any thread: it
+/// must be quick and not block.
+pub trait Observer: Send + Sync {
+    /// A request was answered with `code`, or not at all. Every request counts: those to token
+    /// services, along redirects, and retries. `method` is `GET`, `HEAD` or `POST`.
+    fn request(&self, method: &'static str, code: Option<u16>);
+
+    /// `n` bytes of a body were received.
+    fn bytes(&self, n: u64);
+
+    /// The upstream says that it will answer `remaining` more pulls (Docker Hub's
+    /// `ratelimit-remaining`).
+    fn quota(&self, remaining: u64);
+}

@@ -1,0 +1,111 @@
+//! Whom we trust.
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tracing::warn;
+
+use crate::error::SetupError;
+
+/// The system's certificate authorities, read once: every upstream has a client of its own, and
+/// parsing some 140 certificates for each of them adds up.
+static SYSTEM_ROOTS: LazyLock<Vec<CertificateDer<'static>>> = LazyLock::new(|| {
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        warn!(
+            error = error as &dyn std::error::Error,
+            "cannot read some of the system's certificates"
+        );
+    }
+    if found.certs.is_empty() {
+        warn!(
+            "the system has no certificate authorities; only upstreams with `ca` can be reached by https"
+        );
+    }
+    found.certs
+});
+
+/// The TLS settings of a client that speaks HTTP/2 and HTTP/1.1, and trusts the system's
+/// authorities and those in the file `ca`; or anybody, if `skip_verify`.
+pub(crate) fn client_config(
+    ca: Option<&Path>,
+    skip_verify: bool,
+) -> Result<ClientConfig, SetupError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?;
+    let mut config = if skip_verify {
+        let verifier = Arc::new(AnyCertificate(provider));
+        builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+    } else {
+        builder.with_root_certificates(roots(ca)?).with_no_client_auth()
+    };
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn roots(ca: Option<&Path>) -> Result<RootCertStore, SetupError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(SYSTEM_ROOTS.iter().cloned());
+    if let Some(path) = ca {
+        let error = |source| SetupError::Ca { path: path.to_owned(), source };
+        let pem = std::fs::read(path).map_err(|source| error(source.into()))?;
+        for certificate in certificates_in(&pem).map_err(error)? {
+            roots.add(certificate).map_err(|source| error(source.into()))?;
+        }
+    }
+    Ok(roots)
+}
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+fn certificates_in(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, AnyError> {
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>()?;
+    if found.is_empty() { Err("the file holds no certificate".into()) } else { Ok(found) }
+}
+
+/// Believes every certificate. That the other side has the certificate's key is still checked.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
