@@ -1,0 +1,41 @@
+//! For tests only: an upstream registry that misbehaves when told to, and images made in memory.
+//!
+//! ```text
+//! test ── Image ──▶ Upstream (127.0.0.1, its own tasks) ◀── HTTP/1.1 ── what is tested
+//!   └── Fault, Gate ──▶ ┘  └── requests(), sent() ──▶ assertions
+//! ```
+//!
+//! - [`image`]: images, indexes and artifacts, from a seed;
+//! - [`upstream`]: the registry, what it counts, and the ways in which it can fail;
+//! - [`gate`]: a point where the upstream waits until a test lets it go on;
+//! - [`blackhole`]: addresses that never answer.
+//!
+//! Nothing here waits for a time to pass: a test opens a [`gate::Gate`], or waits for a number of
+//! requests. Waits end after [`PATIENCE`] by a panic that says what did not happen. Mistakes of a
+//! test panic too: they are found when the test is written.
+
+pub mod blackhole;
+pub mod gate;
+pub mod image;
+pub mod random;
+pub mod upstream;
+
+pub use gate::Gate;
+pub use image::{Content, Image};
+pub use upstream::{Fault, Login, On, Upstream};
+
+/// How long a wait may take before it is taken for a failure. Long, because machines that run tests
+/// are busy; nothing waits this long when all is well.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// What `future` gives.
+///
+/// # Panics
+///
+/// After [`PATIENCE`], with `what`.
+pub async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: not within {PATIENCE:?}"),
+    }
+}
