@@ -1,1 +1,35 @@
-//! Whole-program tests.
+//! The harness of the whole-program tests: the program and its real peers as child processes.
+//!
+//! ```text
+//! test ── http ──▶ Larder ──▶ testkit::Upstream     faults that no real registry shows
+//!   │                ▲    └─▶ DockerRegistry        Debian's docker-registry
+//!   └── Containerd, Podman, Skopeo ─┘               real clients, with storage of their own
+//! ```
+//!
+//! - [`larder`]: the program under test, known by its command line and its addresses only;
+//! - [`docker_registry`], [`containerd`], [`podman`], [`skopeo`]: its peers;
+//! - [`http`]: a client that sees what real ones hide, such as how a body ended;
+//! - [`process`], [`scratch`], [`memory`]: children, folders and their ends.
+//!
+//! A peer that is not installed fails the test with the name of its Debian package. No test waits
+//! for time to pass, uses a fixed port or shares a folder, so all of them may run at once. The
+//! peers need root.
+
+#![allow(clippy::unwrap_used, reason = "in a harness, what cannot go on is a failed test")]
+
+pub mod containerd;
+pub mod docker_registry;
+pub mod http;
+pub mod larder;
+pub mod memory;
+pub mod metrics;
+pub mod podman;
+pub mod process;
+pub mod scratch;
+pub mod skopeo;
+
+pub use containerd::Containerd;
+pub use docker_registry::DockerRegistry;
+pub use larder::Larder;
+pub use podman::Podman;
+pub use skopeo::Skopeo;

@@ -1,0 +1,220 @@
+//! The program under test.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::{Pid, Signal};
+
+use crate::http::{self, Request, Response};
+use crate::metrics;
+use crate::process::{Ended, Process, Stream};
+use crate::scratch::Scratch;
+
+/// A running `larder serve`.
+#[derive(Debug)]
+pub struct Larder {
+    process: Process,
+    /// `127.0.0.1:PORT`, where it answers registry clients.
+    pub host: String,
+    admin: String,
+    /// How it was started; kept, as it holds the folder.
+    settings: Settings,
+}
+
+/// How to start it.
+#[derive(Debug)]
+pub struct Settings {
+    upstreams: Vec<String>,
+    arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+    config: String,
+    scratch: Scratch,
+}
+
+impl Larder {
+    /// Begins settings with an empty data folder and no upstream.
+    pub fn settings() -> Settings {
+        Settings {
+            upstreams: Vec::new(),
+            arguments: Vec::new(),
+            variables: Vec::new(),
+            config: String::new(),
+            scratch: Scratch::new(),
+        }
+    }
+
+    /// Starts it with one upstream: `host`, which is at `url`.
+    pub async fn with_upstream(host: &str, url: &str) -> Self {
+        Self::settings().upstream(host, url).start().await
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
+    }
+
+    /// The folder with its data.
+    pub fn data(&self) -> PathBuf {
+        self.settings.data()
+    }
+
+    /// `http://127.0.0.1:PORT` followed by `path`.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.host)
+    }
+
+    /// Begins a GET of `path`, which includes `/v2/`.
+    pub fn request(&self, path: &str) -> Request {
+        http::get(&self.url(path))
+    }
+
+    /// GETs `path`, which includes `/v2/`.
+    pub async fn get(&self, path: &str) -> Response {
+        self.request(path).send().await
+    }
+
+    /// HEADs `path`, which includes `/v2/`.
+    pub async fn head(&self, path: &str) -> Response {
+        http::head(&self.url(path)).send().await
+    }
+
+    /// GETs `path` on the admin address.
+    pub async fn admin(&self, path: &str) -> Response {
+        http::get(&format!("http://{}{path}", self.admin)).send().await
+    }
+
+    /// The sum of the samples called `name` that have all of `labels`, now.
+    ///
+    /// # Panics
+    ///
+    /// If the metrics cannot be read.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let text = self.admin("/metrics").await.bytes().await.unwrap();
+        metrics::sum(std::str::from_utf8(&text).unwrap(), name, labels)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.process.lines(Stream::Stderr).join("\n")
+    }
+
+    /// Kills it as `kill -9` does; what it leaves can be started again.
+    pub fn kill(mut self) -> Settings {
+        self.process.kill();
+        self.settings
+    }
+
+    /// Asks it to stop, by SIGTERM, and does not wait.
+    pub fn terminate(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits until it has ended.
+    pub async fn wait(mut self) -> (Ended, Settings) {
+        (self.process.wait().await, self.settings)
+    }
+}
+
+impl Settings {
+    /// Adds an upstream: `host`, which is at `url`.
+    #[must_use]
+    pub fn upstream(mut self, host: &str, url: &str) -> Self {
+        self.upstreams.push(format!("{host}={url}"));
+        self
+    }
+
+    /// Adds to the configuration file (TOML).
+    #[must_use]
+    pub fn config(mut self, text: &str) -> Self {
+        self.config.push_str(text);
+        self.config.push('\n');
+        self
+    }
+
+    /// Adds a flag, or a flag and its value.
+    #[must_use]
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The folder with the data.
+    pub fn data(&self) -> PathBuf {
+        self.scratch.join("data")
+    }
+
+    /// The folder that the data folder is in, for files of the test.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// Starts it and waits until it says that it serves.
+    ///
+    /// # Panics
+    ///
+    /// If it ends instead.
+    pub async fn start(self) -> Larder {
+        let process = self.spawn();
+        let listening = process.announcement(Stream::Stdout, "listening on http://").await;
+        let admin = process.announcement(Stream::Stdout, "admin on http://").await;
+        Larder { process, host: listening, admin, settings: self }
+    }
+
+    /// Starts it and does not wait; whoever kills it may do so before it serves.
+    pub fn spawn(&self) -> Process {
+        Process::start("larder serve", &mut self.command())
+    }
+
+    /// Starts it where it is expected to refuse, and waits until it has ended.
+    pub async fn run(&self) -> Ended {
+        self.spawn().wait().await
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(program());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("LARDER_") {
+                command.env_remove(name);
+            }
+        }
+        command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"]);
+        command.arg(self.data());
+        for upstream in &self.upstreams {
+            command.args(["--upstream", upstream]);
+        }
+        if !self.config.is_empty() {
+            command.arg("--config").arg(self.scratch.write("larder.toml", &self.config));
+        }
+        command.args(&self.arguments);
+        // Nothing of whoever runs the tests: no credentials, no proxies.
+        command.env("HOME", self.scratch.folder("home"));
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "DOCKER_CONFIG"] {
+            command.env_remove(name).env_remove(name.to_lowercase());
+        }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+}
+
+/// Where the program is: `LARDER_BIN`, or what Cargo built beside these tests.
+///
+/// # Panics
+///
+/// If it is not there.
+pub fn program() -> PathBuf {
+    if let Some(path) = std::env::var_os("LARDER_BIN") {
+        return PathBuf::from(path);
+    }
+    // target/<profile>/deps/<test>
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().and_then(Path::parent).unwrap().join("larder");
+    assert!(program.exists(), "build it first: make test, or cargo build -p larder");
+    program
+}

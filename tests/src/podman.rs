@@ -1,0 +1,73 @@
+//! Podman as a real client.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use larder_core::Digest;
+
+use crate::process::{Ended, peer, run};
+use crate::scratch::{Scratch, digests_below};
+
+/// Podman with storage and registries of its own.
+#[derive(Debug)]
+pub struct Podman {
+    scratch: Scratch,
+}
+
+impl Podman {
+    /// Makes its folders. It asks `mirror` (`HOST[/PATH]`, by plain HTTP) for images of `host`, and
+    /// then `server` (`HOST`).
+    pub fn with_mirror(host: &str, server: &str, mirror: &str) -> Self {
+        let scratch = Scratch::new();
+        scratch.write(
+            "registries.conf",
+            &format!(
+                "unqualified-search-registries = []\n\
+                 [[registry]]\nprefix = \"{host}\"\nlocation = \"{server}\"\ninsecure = true\n\
+                 [[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
+            ),
+        );
+        scratch.write("containers.conf", "[engine]\nevents_logger = \"file\"\n");
+        scratch.write("policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
+        Self { scratch }
+    }
+
+    /// Pulls an image.
+    ///
+    /// # Panics
+    ///
+    /// If Podman is not installed; not if the pull fails.
+    pub async fn pull(&self, reference: &str) -> Ended {
+        let mut command = self.command(&["pull", "--quiet", "--signature-policy"]);
+        run(command.arg(self.scratch.join("policy.json")).arg(reference)).await
+    }
+
+    /// The path and digest of every file in an image.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be mounted.
+    pub async fn files(&self, reference: &str) -> BTreeMap<String, Digest> {
+        let mut mount = self.command(&["image", "mount", reference]);
+        let target = run(&mut mount).await.expect("podman image mount");
+        let files = digests_below(Path::new(target.trim()));
+        let mut unmount = self.command(&["image", "unmount", reference]);
+        run(&mut unmount).await.expect("podman image unmount");
+        files
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = peer("podman", "podman");
+        for (flag, folder) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+            command.arg(flag).arg(self.scratch.folder(folder));
+        }
+        command
+            .args(["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs"])
+            .args(arguments)
+            .env("CONTAINERS_CONF", self.scratch.join("containers.conf"))
+            .env("CONTAINERS_REGISTRIES_CONF", self.scratch.join("registries.conf"))
+            .env("HOME", self.scratch.folder("home"));
+        command
+    }
+}

@@ -1,0 +1,113 @@
+//! Folders for one test.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use larder_core::Digest;
+use rustix::mount::{UnmountFlags, unmount};
+use tempfile::TempDir;
+
+/// A folder that is gone after the test, with what is mounted below it.
+///
+/// Its path is short, as the paths of unix sockets must be (108 bytes).
+#[derive(Debug)]
+pub struct Scratch(TempDir);
+
+impl Scratch {
+    /// Makes an empty folder.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done.
+    pub fn new() -> Self {
+        Self(tempfile::Builder::new().prefix("larder-").tempdir().unwrap())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A path in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    /// Makes a folder in it, with all above it.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Writes a file in it, and makes the folders above it.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+        let ours: Vec<&Path> = targets.filter(|target| target.starts_with(self.path())).collect();
+        // The last mounted first, as it may lie on another.
+        for target in ours.into_iter().rev() {
+            let _ = unmount(target, UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// The path, relative to `folder`, and the digest of every file below it.
+///
+/// # Panics
+///
+/// If something cannot be read.
+pub fn digests_below(folder: &Path) -> BTreeMap<String, Digest> {
+    files_below(folder)
+        .into_iter()
+        .map(|path| {
+            let digest = Digest::sha256_of(&fs::read(&path).unwrap());
+            let relative = path.strip_prefix(folder).unwrap();
+            (relative.to_str().unwrap().to_owned(), digest)
+        })
+        .collect()
+}
+
+/// The path of every file below `folder`; none if there is no such folder.
+///
+/// # Panics
+///
+/// If something cannot be read.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    if !folder.exists() {
+        return Vec::new();
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => files.extend(files_below(&entry.path())),
+            false => files.push(entry.path()),
+        }
+    }
+    files
+}
