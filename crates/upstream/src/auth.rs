@@ -132,8 +132,10 @@ impl Authenticator {
         Ok(permit)
     }
 
-    /// The error for a 401 to a request that carried a `permit` made for it just now.
+    /// The error for a 401 to a request that carried a `permit` made for it just now. The next
+    /// request begins from nothing, as rights may be granted meanwhile.
     pub(crate) async fn refused(&self, place: &Place, permit: &Permit) -> Error {
+        self.schemes.invalidate(place).await;
         match &permit.origin {
             Origin::Token(key) => {
                 self.forget(key, &permit.header).await;

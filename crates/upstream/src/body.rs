@@ -138,3 +138,104 @@ impl fmt::Debug for Body {
         f.debug_struct("Body").field("left", &self.left).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::{FutureExt as _, stream};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_who_takes_long_is_not_a_slow_upstream() {
+        let (upstream, mut body) = piped(None);
+        assert!(body.next().now_or_never().is_none());
+        upstream.send("hell").unwrap();
+        tokio::time::sleep(IDLE * 3).await;
+        assert_eq!(body.next().await.unwrap().unwrap(), "hell");
+        tokio::time::sleep(IDLE * 3).await;
+        upstream.send("o\n").unwrap();
+        assert_eq!(body.next().await.unwrap().unwrap(), "o\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_piece_has_the_whole_time() {
+        let (upstream, mut body) = piped(None);
+        let sender = async {
+            for _ in 0..5 {
+                tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
+                upstream.send("x").unwrap();
+            }
+            tokio::time::sleep(IDLE + Duration::from_secs(1)).await;
+        };
+        let reader = async {
+            for _ in 0..5 {
+                body.next().await.unwrap().unwrap();
+            }
+            body.next().await
+        };
+        let ((), end) = tokio::join!(sender, reader);
+        assert!(matches!(end, Some(Err(Error::TimedOut))), "{end:?}");
+        assert!(body.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_body_has_the_length_it_announced() {
+        for (length, is_good) in [(5, false), (6, true), (7, false)] {
+            let (upstream, body) = piped(Some(length));
+            upstream.send("hello\n").unwrap();
+            drop(upstream);
+            let read = body.read(100, IDLE).await;
+            assert_eq!(read.is_ok(), is_good, "{length}: {read:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_read_whole_has_an_end_even_if_bytes_trickle() {
+        let trickle = stream::repeat("x").then(|text| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, std::io::Error>(text)
+        });
+        let inner = reqwest::Body::wrap_stream(trickle);
+        let body = Body::new(inner, Arc::new(Counter::default()), None, IDLE);
+        let read = body.read(1000, Duration::from_secs(120)).await;
+        assert!(matches!(read, Err(Error::TimedOut)), "{read:?}");
+    }
+
+    #[tokio::test]
+    async fn every_byte_is_counted() {
+        let counter = Arc::new(Counter::default());
+        let pieces = stream::iter(["hel", "", "lo\n"].map(Ok::<_, std::io::Error>));
+        let inner = reqwest::Body::wrap_stream(pieces);
+        Body::new(inner, counter.clone(), None, IDLE).read(6, IDLE).await.unwrap();
+        assert_eq!(*counter.0.lock().unwrap(), 6);
+    }
+
+    /// A body, and where its pieces come from.
+    fn piped(length: Option<u64>) -> (mpsc::UnboundedSender<&'static str>, Body) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let pieces = stream::unfold(receiver, |mut receiver| async move {
+            let piece: &'static str = receiver.recv().await?;
+            Some((Ok::<_, std::io::Error>(piece), receiver))
+        });
+        let inner = reqwest::Body::wrap_stream(pieces);
+        (sender, Body::new(inner, Arc::new(Counter::default()), length, IDLE))
+    }
+
+    #[derive(Default)]
+    struct Counter(Mutex<u64>);
+
+    impl Observer for Counter {
+        fn request(&self, _: &'static str, _: Option<u16>) {}
+
+        fn bytes(&self, n: u64) {
+            *self.0.lock().unwrap() += n;
+        }
+
+        fn quota(&self, _: u64) {}
+    }
+}
