@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, ServerConfig};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -209,17 +209,29 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 fn read(files: &Files) -> Result<CertifiedKey, LoadError> {
-    let chain = read_chain(&files.cert)?;
-    let key = read_key(&files.key)?;
+    certified(files, &read_file(&files.cert)?, &read_file(&files.key)?)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, LoadError> {
+    fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })
+}
+
+/// The certificate and key whose PEM is `cert` and `key`; `files` says in errors where they are
+/// from.
+///
+/// # Errors
+///
+/// [`LoadError`], but never `Read`.
+pub fn certified(files: &Files, cert: &[u8], key: &[u8]) -> Result<CertifiedKey, LoadError> {
+    let chain = certificates(&files.cert, cert)?;
+    let key = private_key(&files.key, key)?;
     let key = provider()
         .key_provider
         .load_private_key(key)
         .map_err(|source| LoadError::Key { path: files.key.clone(), source })?;
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
-        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
-            Ok(certified)
-        }
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
         Err(rustls::Error::InconsistentKeys(_)) => {
             Err(LoadError::Mismatch { cert: files.cert.clone(), key: files.key.clone() })
         }
@@ -227,9 +239,13 @@ fn read(files: &Files) -> Result<CertifiedKey, LoadError> {
     }
 }
 
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
-    let text = read_file(path)?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+/// The certificates in `pem`, at least one; `path` says in errors where they are from.
+///
+/// # Errors
+///
+/// [`LoadError::Pem`] and [`LoadError::Missing`].
+pub fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, LoadError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let chain = chain.map_err(|source| LoadError::Pem { path: path.to_owned(), source })?;
     if chain.is_empty() {
         return Err(LoadError::Missing { path: path.to_owned(), wanted: "certificate" });
@@ -237,16 +253,11 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
     Ok(chain)
 }
 
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, LoadError> {
-    let text = read_file(path)?;
-    PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
+fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, LoadError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
         pem::Error::NoItemsFound => {
             LoadError::Missing { path: path.to_owned(), wanted: "private key" }
         }
         source => LoadError::Pem { path: path.to_owned(), source },
     })
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, LoadError> {
-    fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })
 }

@@ -1,18 +1,23 @@
 //! The configuration of `serve`: one TOML file, and the flags and variables that override it.
 //!
-//! It is read once, whole, and refused whole when anything in it is wrong; reading it finds every
+//! It is read once, whole, and refused whole when anything in it is wrong; [`parse`] finds every
 //! mistake, not only the first. Nothing is accepted that has no effect.
 //!
 //! ```text
-//! text ── document ──▶ typed keys ── upstream, credentials ──▶ Config
-//!                          └────────────── mistakes ◀───────────┘
-//! flags, variables ── overrides ──▶
+//! file ──────────────▶ document ──▶ reading ──▶ Config
+//! flags, variables ──▶ overrides ──────┘ └────▶ all mistakes
 //! ```
 
+mod builtin;
 mod credentials;
+mod document;
 mod files;
+mod glob;
 mod mistake;
 mod overrides;
+mod reading;
+mod upstream;
+mod value;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,6 +31,7 @@ pub use credentials::{Credentials, CredentialsError, Secret};
 pub use files::{Disk, Files};
 pub use mistake::{Mistake, Place};
 pub use overrides::{Given, Overrides, default_data};
+pub use reading::{Environment, parse};
 
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug)]
@@ -47,8 +53,8 @@ pub struct Config {
     pub ttl: Option<Duration>,
     /// The certificate of `listen`. Default: none, plain HTTP.
     pub tls: Option<TlsFiles>,
-    /// The upstream (host or alias) of a request that names none. Default `docker.io`; `None` when
-    /// it was set to `""`.
+    /// The upstream (host or alias) of a request that names none. Default `docker.io`, where that
+    /// is an upstream; `None` when it was set to `""`.
     pub default_upstream: Option<String>,
     /// The upstream (host or alias) that a `Host` header (lower case, without port) stands for.
     pub hosts: BTreeMap<String, String>,
@@ -126,6 +132,17 @@ pub struct Upstream {
     pub deny: Vec<String>,
     /// For people.
     pub description: Option<String>,
+}
+
+impl Upstream {
+    /// Whether `repository` may be read: one of [`Self::allow`] matches it, if there are any, and
+    /// none of [`Self::deny`].
+    ///
+    /// In a pattern `*` is any run of characters within a path component, `**` any run at all.
+    pub fn allows(&self, repository: &str) -> bool {
+        let is_one_of = |globs: &[String]| globs.iter().any(|it| glob::matches(it, repository));
+        (self.allow.is_empty() || is_one_of(&self.allow)) && !is_one_of(&self.deny)
+    }
 }
 
 /// Who may read what is stored of an upstream.

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, and what to write instead.
+//! What is wrong with a configuration, and what to do about it.
 
 use std::fmt;
 
@@ -12,8 +12,8 @@ pub struct Mistake {
     pub key: Option<String>,
     /// What is wrong. Never shows a secret.
     pub what: String,
-    /// What to write instead.
-    pub write: Option<String>,
+    /// What to do instead: `write …`, or `remove it`.
+    pub advice: Option<String>,
 }
 
 /// Where something was configured.
@@ -46,9 +46,84 @@ impl fmt::Display for Mistake {
             write!(f, "{key}: ")?;
         }
         f.write_str(&self.what)?;
-        match &self.write {
-            Some(write) => write!(f, "; write {write}"),
+        match &self.advice {
+            Some(advice) => write!(f, "; {advice}"),
             None => Ok(()),
         }
+    }
+}
+
+/// What is wrong with one value, wherever it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wrong {
+    what: String,
+    advice: Option<String>,
+}
+
+/// What is wrong.
+pub(super) fn wrong(what: impl Into<String>) -> Wrong {
+    Wrong { what: what.into(), advice: None }
+}
+
+impl Wrong {
+    /// What to write instead.
+    pub(super) fn write(self, instead: impl fmt::Display) -> Self {
+        self.advise(format!("write {instead}"))
+    }
+
+    /// What to do instead.
+    pub(super) fn advise(self, advice: impl Into<String>) -> Self {
+        Self { advice: Some(advice.into()), ..self }
+    }
+}
+
+/// Where a value stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct At {
+    /// The line, flag or variable.
+    pub(super) place: Place,
+    /// The key's path; none for flags and variables.
+    pub(super) key: Option<String>,
+}
+
+/// A value and where it stands, for what can be wrong with it beside other values.
+#[derive(Clone, Debug)]
+pub(super) struct Located<T> {
+    pub(super) at: At,
+    pub(super) value: T,
+}
+
+/// The mistakes found so far.
+#[derive(Debug, Default)]
+pub(super) struct Mistakes(Vec<Mistake>);
+
+impl Mistakes {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Notes what is wrong with the value at `at`.
+    pub(super) fn note(&mut self, at: &At, wrong: Wrong) {
+        let At { place, key } = at.clone();
+        let Wrong { what, advice } = wrong;
+        self.0.push(Mistake { place, key, what, advice });
+    }
+
+    /// The value, if it is one; otherwise a note of what is wrong with it.
+    pub(super) fn keep<T>(&mut self, at: At, value: Result<T, Wrong>) -> Option<Located<T>> {
+        match value {
+            Ok(value) => Some(Located { at, value }),
+            Err(wrong) => {
+                self.note(&at, wrong);
+                None
+            }
+        }
+    }
+
+    /// All mistakes, those in the file first and by line.
+    pub(super) fn sorted(mut self) -> Vec<Mistake> {
+        self.0.sort_by(|one, other| one.place.cmp(&other.place));
+        self.0
     }
 }

@@ -1,0 +1,502 @@
+//! From the file, flags and variables to a [`Config`], or to all that is wrong with them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use larder_core::address::Directory;
+use larder_core::name::{DOCKER_HUB, Host};
+use larder_process::tls;
+use toml::de::DeTable;
+use url::Url;
+
+use super::document::{Node, Section, Source, quoted};
+use super::files::Files;
+use super::mistake::{At, Located, Mistake, Mistakes, Place, Wrong, wrong};
+use super::overrides::{Given, Overrides};
+use super::upstream::{self, Configured, cannot_read, with_causes};
+use super::value::{self, shown};
+use super::{Budget, Config, Listener, TlsFiles, Upstream, builtin};
+
+/// What a configuration depends on besides its file.
+pub struct Environment<'e> {
+    /// Flags and variables.
+    pub overrides: Overrides,
+    /// Where the store is unless someone says: [`super::default_data`].
+    pub default_data: PathBuf,
+    /// The files that the configuration names.
+    pub files: &'e dyn Files,
+}
+
+/// Reads a configuration. `text` is the content of the file `name`; without a file, it is empty.
+///
+/// # Errors
+///
+/// All mistakes: those in the file first, by line. If the file is no TOML, only those of syntax.
+pub fn parse(
+    text: &str,
+    name: &str,
+    environment: &Environment<'_>,
+) -> Result<Config, Vec<Mistake>> {
+    let source = Source { name, text };
+    let mut mistakes = Mistakes::default();
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let at = source.at(error.span().unwrap_or_default(), None);
+        mistakes.note(&at, wrong(error.message()));
+    }
+    if !errors.is_empty() {
+        // What else seems wrong may only be how the rest was understood.
+        return Err(mistakes.sorted());
+    }
+    let section = Section::root(source, document.get_ref());
+    let mut draft = Draft::read(section, environment.files, &mut mistakes);
+    draft.override_with(&environment.overrides, &mut mistakes);
+    draft.check(environment.files, &mut mistakes);
+    match mistakes.len() {
+        0 => Ok(draft.finish(environment)),
+        _ => Err(mistakes.sorted()),
+    }
+}
+
+/// A configuration whose values are right each for itself, or missing.
+struct Draft {
+    /// `None`: nobody said.
+    listen: Option<Vec<Located<Listener>>>,
+    admin: Option<Located<SocketAddr>>,
+    data: Option<Located<PathBuf>>,
+    public_url: Option<Located<Url>>,
+    offline: Option<Located<bool>>,
+    budget: Option<Located<Budget>>,
+    tls_cert: Option<Located<PathBuf>>,
+    tls_key: Option<Located<PathBuf>>,
+    default_upstream: Option<Located<String>>,
+    /// By the `Host` header.
+    hosts: BTreeMap<String, Located<String>>,
+    /// Those of the file.
+    configured: Vec<Configured>,
+    /// The others.
+    builtin: Vec<Upstream>,
+}
+
+// === impl Draft ===
+
+impl Draft {
+    fn read(mut root: Section<'_>, files: &dyn Files, mistakes: &mut Mistakes) -> Self {
+        only(&mut root, mistakes, "storage", "disk");
+        only(&mut root, mistakes, "index", "sqlite");
+        if let Some(node) = root.take("ttl") {
+            let later = wrong("is not available in this version");
+            mistakes.note(&node.at, later.advise("remove it; `budget` bounds the store"));
+        }
+        let has_builtin = boolean(&mut root, mistakes, "builtin_upstreams");
+        let draft = Self {
+            listen: root.take("listen").map(|node| listeners(&node, mistakes)),
+            admin: text(&mut root, mistakes, "admin", value::address),
+            data: text(&mut root, mistakes, "data", value::path),
+            public_url: text(&mut root, mistakes, "public_url", |text| {
+                value::base_url(text, &upstream::HTTP)
+            }),
+            offline: boolean(&mut root, mistakes, "offline"),
+            budget: root.take("budget").and_then(|node| {
+                let budget = budget(&node);
+                mistakes.keep(node.at, budget)
+            }),
+            tls_cert: text(&mut root, mistakes, "tls_cert", value::path),
+            tls_key: text(&mut root, mistakes, "tls_key", value::path),
+            default_upstream: text(&mut root, mistakes, "default_upstream", |text| {
+                Ok(text.to_owned())
+            }),
+            hosts: hosts(&mut root, mistakes),
+            configured: upstreams(&mut root, files, mistakes),
+            builtin: match has_builtin {
+                Some(Located { value: false, .. }) => Vec::new(),
+                _ => builtin::upstreams().collect(),
+            },
+        };
+        root.finish(mistakes);
+        draft
+    }
+
+    fn override_with(&mut self, overrides: &Overrides, mistakes: &mut Mistakes) {
+        if !overrides.listen.is_empty() {
+            let listen = overrides.listen.iter();
+            let listen = listen.filter_map(|it| given(it, mistakes, value::listener)).collect();
+            self.listen = Some(listen);
+        }
+        replace(&mut self.admin, &overrides.admin, mistakes, value::address);
+        replace(&mut self.data, &overrides.data, mistakes, value::path);
+        replace(&mut self.offline, &overrides.offline, mistakes, value::boolean);
+        replace(&mut self.budget, &overrides.budget, mistakes, value::budget);
+        replace(&mut self.tls_cert, &overrides.tls_cert, mistakes, value::path);
+        replace(&mut self.tls_key, &overrides.tls_key, mistakes, value::path);
+        replace(&mut self.default_upstream, &overrides.default_upstream, mistakes, |text| {
+            Ok(text.to_owned())
+        });
+        self.override_upstreams(&overrides.upstreams, mistakes);
+    }
+
+    /// Each `HOST=URL` exchanges where an upstream is asked; a host's second one is asked after
+    /// its first.
+    fn override_upstreams(&mut self, overrides: &[Given], mistakes: &mut Mistakes) {
+        let mut seen = Vec::new();
+        for given_text in overrides {
+            let Some(Located { at, value: (host, url) }) =
+                given(given_text, mistakes, host_and_url)
+            else {
+                continue;
+            };
+            let is_first = !seen.contains(&host);
+            seen.push(host.clone());
+            let configured = self.configured.iter_mut().find(|it| it.upstream.host == host);
+            let configured = match configured {
+                Some(configured) => configured,
+                None => {
+                    let upstream = Upstream::new(host);
+                    let aliases = Vec::new();
+                    let credentials = None;
+                    self.configured.push(Configured { at, upstream, aliases, credentials });
+                    self.configured.last_mut().expect("one was just added")
+                }
+            };
+            if is_first {
+                configured.upstream.urls.clear();
+            }
+            configured.upstream.urls.push(url);
+        }
+    }
+
+    /// What is wrong with values beside each other.
+    fn check(&mut self, files: &dyn Files, mistakes: &mut Mistakes) {
+        self.check_hosts_of_upstreams(mistakes);
+        self.builtin
+            .retain(|builtin| !self.configured.iter().any(|it| it.upstream.host == builtin.host));
+        self.check_aliases(mistakes);
+        self.check_named_upstreams(mistakes);
+        self.check_passwords_in_the_open(mistakes);
+        self.check_addresses(mistakes);
+        self.check_tls(files, mistakes);
+    }
+
+    fn check_hosts_of_upstreams(&self, mistakes: &mut Mistakes) {
+        for (index, second) in self.configured.iter().enumerate() {
+            let host = &second.upstream.host;
+            let first = self.configured[..index].iter().find(|it| it.upstream.host == *host);
+            if let Some(first) = first {
+                let first = &first.at.place;
+                let twice = wrong(format!("{host} is configured at {first} already"));
+                mistakes.note(&second.at, twice.advise("put both into one"));
+            }
+        }
+    }
+
+    fn check_aliases(&self, mistakes: &mut Mistakes) {
+        let mut seen: BTreeMap<&str, &At> = BTreeMap::new();
+        for configured in &self.configured {
+            for (alias, at) in configured.upstream.alias.iter().zip(&configured.aliases) {
+                if let Some(first) = seen.insert(alias, at) {
+                    let twice = wrong(format!("`{alias}` is an alias at {} already", first.place));
+                    mistakes.note(at, twice.write("another name"));
+                }
+            }
+        }
+    }
+
+    fn check_named_upstreams(&self, mistakes: &mut Mistakes) {
+        let directory = directory(self.upstreams());
+        let mut check = |at: &At, name: &str| {
+            if directory.find(name).is_none() {
+                let none = wrong(format!("`{}` is no upstream and no alias of one", shown(name)));
+                let table = format!("[upstreams.{}]", quoted(&shown(name)));
+                mistakes.note(at, none.advise(format!("write one that is, or add {table}")));
+            }
+        };
+        if let Some(Located { at, value }) = &self.default_upstream
+            && !value.is_empty()
+        {
+            check(at, value);
+        }
+        for Located { at, value } in self.listen.iter().flatten() {
+            if let Some(name) = &value.default_upstream {
+                check(at, name);
+            }
+        }
+        for Located { at, value } in self.hosts.values() {
+            check(at, value);
+        }
+    }
+
+    /// Refuses to send a password where anyone on the way can read it. Within this machine nobody
+    /// is on the way, and who does not check certificates has said that they know.
+    fn check_passwords_in_the_open(&self, mistakes: &mut Mistakes) {
+        for configured in &self.configured {
+            let Upstream { urls, insecure_skip_verify, .. } = &configured.upstream;
+            let open = urls.iter().find(|url| value::is_readable_on_the_way(url));
+            if let (Some(at), Some(url), false) =
+                (&configured.credentials, open, insecure_skip_verify)
+            {
+                mistakes.note(
+                    at,
+                    wrong(format!("would be sent to {url} for anyone to read")).advise(
+                        "write an https URL, or insecure_skip_verify = true if that is acceptable",
+                    ),
+                );
+            }
+        }
+    }
+
+    fn check_addresses(&self, mistakes: &mut Mistakes) {
+        let listen = match &self.listen {
+            Some(listen) => listen.iter().map(|it| (Some(&it.at), it.value.address)).collect(),
+            None => vec![(None, default_listen())],
+        };
+        let admin = match &self.admin {
+            Some(admin) => (Some(&admin.at), admin.value),
+            None => (None, default_admin()),
+        };
+        let all: Vec<(Option<&At>, SocketAddr)> = listen.into_iter().chain([admin]).collect();
+        for (index, (at, address)) in all.iter().enumerate() {
+            let first = all[..index].iter().find(|(_, it)| it == address && it.port() != 0);
+            // What meets a default is wrong itself.
+            if let Some((first_at, _)) = first
+                && let Some(at) = at.or(*first_at)
+            {
+                let twice = wrong(format!("{address} is listened on already"));
+                mistakes.note(at, twice.write("another port"));
+            }
+        }
+    }
+
+    fn check_tls(&self, files: &dyn Files, mistakes: &mut Mistakes) {
+        let (cert, key) = match (&self.tls_cert, &self.tls_key) {
+            (None, None) => return,
+            (Some(cert), Some(key)) => (cert, key),
+            (Some(cert), None) => {
+                let alone = wrong("a certificate alone is no use");
+                return mistakes.note(&cert.at, alone.advise("set its key with `tls_key`"));
+            }
+            (None, Some(key)) => {
+                let alone = wrong("a key alone is no use");
+                return mistakes.note(&key.at, alone.advise("set its certificate with `tls_cert`"));
+            }
+        };
+        let mut read = |file: &Located<PathBuf>| {
+            let path = &file.value;
+            let bytes =
+                files.read(path).map_err(|error| cannot_read(&path.display().to_string(), &error));
+            mistakes.keep(file.at.clone(), bytes).map(|it| it.value)
+        };
+        let (Some(cert_pem), Some(key_pem)) = (read(cert), read(key)) else { return };
+        if let Err(error) = tls::certificates(&cert.value, &cert_pem) {
+            return mistakes.note(&cert.at, wrong(with_causes(&error)));
+        }
+        let names = tls::Files { cert: cert.value.clone(), key: key.value.clone() };
+        if let Err(error) = tls::certified(&names, &cert_pem, &key_pem) {
+            let at = match &error {
+                tls::LoadError::Certificate { .. } | tls::LoadError::Mismatch { .. } => &cert.at,
+                _ => &key.at,
+            };
+            mistakes.note(at, wrong(with_causes(&error)));
+        }
+    }
+
+    fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        self.configured.iter().map(|it| &it.upstream).chain(&self.builtin)
+    }
+
+    /// The configuration, of a draft that was found right.
+    fn finish(self, environment: &Environment<'_>) -> Config {
+        let configured = self.configured.into_iter().map(|it| it.upstream);
+        let mut upstreams: Vec<Upstream> = configured.chain(self.builtin).collect();
+        upstreams.sort_by_cached_key(|upstream| {
+            let text = upstream.host.as_str();
+            (text.matches('*').count(), text.to_owned())
+        });
+        let listen = match self.listen {
+            Some(listen) => listen.into_iter().map(|it| it.value).collect(),
+            None => vec![Listener { address: default_listen(), default_upstream: None }],
+        };
+        let default_upstream = match self.default_upstream {
+            Some(Located { value, .. }) => Some(value).filter(|name| !name.is_empty()),
+            None => {
+                let has_docker_hub = directory(upstreams.iter()).find(DOCKER_HUB).is_some();
+                has_docker_hub.then(|| DOCKER_HUB.to_owned())
+            }
+        };
+        let tls = self.tls_cert.zip(self.tls_key);
+        Config {
+            listen,
+            admin: self.admin.map_or_else(default_admin, |it| it.value),
+            data: self.data.map_or_else(|| environment.default_data.clone(), |it| it.value),
+            public_url: self.public_url.map(|it| it.value),
+            offline: self.offline.is_some_and(|it| it.value),
+            budget: self.budget.map(|it| it.value),
+            ttl: None,
+            tls: tls.map(|(cert, key)| TlsFiles { cert: cert.value, key: key.value }),
+            default_upstream,
+            hosts: self.hosts.into_iter().map(|(name, it)| (name, it.value)).collect(),
+            upstreams,
+        }
+    }
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 5000))
+}
+
+fn default_admin() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 5001))
+}
+
+/// By which names upstreams are known.
+fn directory<'u>(upstreams: impl Iterator<Item = &'u Upstream>) -> Directory {
+    let mut directory = Directory::default();
+    for (index, upstream) in upstreams.enumerate() {
+        directory.add(index, &upstream.host, &upstream.alias);
+    }
+    directory
+}
+
+// === keys of the file ===
+
+fn text<T>(
+    section: &mut Section<'_>,
+    mistakes: &mut Mistakes,
+    key: &'static str,
+    parse: impl FnOnce(&str) -> Result<T, Wrong>,
+) -> Option<Located<T>> {
+    let node = section.take(key)?;
+    let value = node.text().and_then(parse);
+    mistakes.keep(node.at, value)
+}
+
+fn boolean(
+    section: &mut Section<'_>,
+    mistakes: &mut Mistakes,
+    key: &'static str,
+) -> Option<Located<bool>> {
+    let node = section.take(key)?;
+    let value = node.boolean();
+    mistakes.keep(node.at, value)
+}
+
+/// A key with one choice in this version.
+fn only(
+    section: &mut Section<'_>,
+    mistakes: &mut Mistakes,
+    key: &'static str,
+    choice: &'static str,
+) {
+    text(section, mistakes, key, |text| match text == choice {
+        true => Ok(()),
+        false => Err(wrong(format!("`{}` is not available in this version", shown(text)))
+            .write(format!("\"{choice}\""))),
+    });
+}
+
+fn listeners(node: &Node<'_>, mistakes: &mut Mistakes) -> Vec<Located<Listener>> {
+    let items = node.items();
+    if items.is_empty() {
+        let none = wrong("without an address nobody is served");
+        mistakes.note(&node.at, none.write("one as in \"127.0.0.1:5000\""));
+    }
+    let keep = |item: Node<'_>| {
+        let listener = item.text().and_then(value::listener);
+        mistakes.keep(item.at, listener)
+    };
+    items.into_iter().filter_map(keep).collect()
+}
+
+fn budget(node: &Node<'_>) -> Result<Budget, Wrong> {
+    match node.integer() {
+        Some(bytes) => value::budget(&bytes.to_string()),
+        None => node.text().and_then(value::budget),
+    }
+}
+
+fn hosts(root: &mut Section<'_>, mistakes: &mut Mistakes) -> BTreeMap<String, Located<String>> {
+    let Some(node) = root.take("hosts") else { return BTreeMap::new() };
+    let Some(section) = mistakes.keep(node.at.clone(), node.section()) else {
+        return BTreeMap::new();
+    };
+    let mut hosts = BTreeMap::new();
+    for (name, node) in section.value.entries() {
+        let both = host_header(name).and_then(|name| Ok((name, node.text()?.to_owned())));
+        let Some(Located { at, value: (name, upstream) }) = mistakes.keep(node.at, both) else {
+            continue;
+        };
+        if hosts.contains_key(&name) {
+            mistakes.note(&at, wrong(format!("`{name}` is there already")).advise("remove it"));
+        }
+        hosts.insert(name, Located { at, value: upstream });
+    }
+    hosts
+}
+
+/// A `Host` header's name: lower case, without port.
+fn host_header(name: &str) -> Result<String, Wrong> {
+    let lower = name.to_ascii_lowercase();
+    let has_port = lower.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
+    match has_port || lower.parse::<Host>().is_err() {
+        true => Err(wrong(format!("`{}` is not the name of a host", shown(name)))
+            .write("the name in the `Host` header, without port")),
+        false => Ok(lower),
+    }
+}
+
+fn upstreams(
+    root: &mut Section<'_>,
+    files: &dyn Files,
+    mistakes: &mut Mistakes,
+) -> Vec<Configured> {
+    let Some(node) = root.take("upstreams") else { return Vec::new() };
+    let Some(section) = mistakes.keep(node.at.clone(), node.section()) else { return Vec::new() };
+    let mut upstreams: Vec<Configured> = section
+        .value
+        .entries()
+        .into_iter()
+        .filter_map(|(name, node)| upstream::read(name, node, files, mistakes))
+        .collect();
+    // In the order of the file, so that of two with one name it is the second that is wrong.
+    upstreams.sort_by(|one, other| one.at.place.cmp(&other.at.place));
+    upstreams
+}
+
+// === flags and variables ===
+
+fn given<T>(
+    given: &Given,
+    mistakes: &mut Mistakes,
+    parse: impl FnOnce(&str) -> Result<T, Wrong>,
+) -> Option<Located<T>> {
+    let at = At { place: Place::Given(given.origin.clone()), key: None };
+    mistakes.keep(at, parse(&given.text))
+}
+
+fn replace<T>(
+    value: &mut Option<Located<T>>,
+    by: &Option<Given>,
+    mistakes: &mut Mistakes,
+    parse: impl FnOnce(&str) -> Result<T, Wrong>,
+) {
+    if let Some(by) = by {
+        *value = given(by, mistakes, parse);
+    }
+}
+
+/// `HOST=URL`
+fn host_and_url(text: &str) -> Result<(larder_core::address::HostPattern, Url), Wrong> {
+    let Some((host, url)) = text.split_once('=') else {
+        let what = wrong(format!("`{}` is not HOST=URL", shown(text)));
+        return Err(what.write("it as in docker.io=https://mirror.example.org"));
+    };
+    let url = value::base_url(url, &upstream::HTTP)?;
+    let host = upstream::host(host)?;
+    match host.is_wildcard() {
+        true => Err(wrong(format!("{host} cannot be asked at one URL")).write("one host's name")),
+        false => Ok((host, url)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

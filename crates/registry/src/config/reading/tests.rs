@@ -1,0 +1,499 @@
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::Access;
+
+/// The files that configurations here may name.
+static FILES: LazyLock<BTreeMap<PathBuf, String>> = LazyLock::new(|| {
+    let ours = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let other = rcgen::KeyPair::generate().unwrap();
+    let files = [
+        ("cert.pem", ours.cert.pem()),
+        ("key.pem", ours.signing_key.serialize_pem()),
+        ("other-key.pem", other.serialize_pem()),
+        ("password", "it\n".to_owned()),
+        ("docker.json", r#"{"auths":{"y.io":{"username":"u","password":"p"}}}"#.to_owned()),
+    ];
+    files.into_iter().map(|(path, text)| (path.into(), text)).collect()
+});
+
+#[test]
+fn an_empty_file_is_a_whole_configuration() {
+    let config = config("");
+    assert_eq!(config.listen, [listener("127.0.0.1:5000", None)]);
+    assert_eq!(config.admin.to_string(), "127.0.0.1:5001");
+    assert_eq!(config.data, PathBuf::from("/default"));
+    assert_eq!(config.default_upstream.as_deref(), Some("docker.io"));
+    assert!(!config.offline && config.budget.is_none() && config.tls.is_none());
+    assert_eq!(config.upstreams.len(), 13);
+    let docker_hub = &config.upstreams[0];
+    assert_eq!(docker_hub.host.as_str(), "docker.io");
+    assert_eq!(docker_hub.urls[0].as_str(), "https://registry-1.docker.io/");
+    assert_eq!(docker_hub.freshness, Duration::from_secs(60));
+    assert_eq!(docker_hub.deadline, Duration::from_secs(2));
+    assert_eq!(docker_hub.parallel, 1);
+    let last: Vec<&str> = config.upstreams[11..].iter().map(|it| it.host.as_str()).collect();
+    assert_eq!(last, ["*.gcr.io", "*.pkg.dev"]);
+    assert!(config.upstreams[12].urls.is_empty());
+}
+
+#[test]
+fn every_key_is_understood() {
+    let config = config(
+        r#"
+        listen = ["0.0.0.0:5000", "127.0.0.1:5002=hub"]
+        admin = "0.0.0.0:5003"
+        data = "/var/lib/larder"
+        public_url = "https://cache.example.org"
+        offline = true
+        storage = "disk"
+        index = "sqlite"
+        budget = "80%"
+        default_upstream = "ghcr.io"
+        tls_cert = "cert.pem"
+        tls_key = "key.pem"
+
+        [hosts]
+        "Mirror.Example.org" = "hub"
+
+        [upstreams."docker.io"]
+        urls = ["http://127.0.0.1:1", "https://registry-1.docker.io"]
+        alias = ["hub", "dockerhub"]
+        freshness = "0s"
+        deadline = "500ms"
+        access = "shared"
+        serve_deleted = true
+        credentials = { username = "u", password_file = "password" }
+        proxy = "socks5://proxy.example.org:1080"
+        ca = "cert.pem"
+        insecure_skip_verify = true
+        parallel = 4
+        allow = ["library/*"]
+        deny = "library/secret"
+        description = "Docker Hub"
+        "#,
+    );
+    assert_eq!(
+        config.listen,
+        [listener("0.0.0.0:5000", None), listener("127.0.0.1:5002", Some("hub"))]
+    );
+    assert_eq!(config.data, PathBuf::from("/var/lib/larder"));
+    assert_eq!(config.public_url.unwrap().as_str(), "https://cache.example.org/");
+    assert!(config.offline);
+    assert_eq!(config.budget, Some(Budget::Percent(80)));
+    assert_eq!(config.default_upstream.as_deref(), Some("ghcr.io"));
+    assert_eq!(config.hosts["mirror.example.org"], "hub");
+    assert_eq!(config.tls.unwrap().key, PathBuf::from("key.pem"));
+    assert_eq!(config.upstreams.len(), 13);
+    let upstream = &config.upstreams[0];
+    let urls: Vec<&str> = upstream.urls.iter().map(Url::as_str).collect();
+    assert_eq!(urls, ["http://127.0.0.1:1/", "https://registry-1.docker.io/"]);
+    assert_eq!(upstream.alias, ["hub", "dockerhub"]);
+    assert_eq!(
+        (upstream.freshness, upstream.deadline),
+        (Duration::ZERO, Duration::from_millis(500))
+    );
+    assert_eq!((upstream.access, upstream.parallel), (Access::Shared, 4));
+    assert!(upstream.serve_deleted && upstream.insecure_skip_verify);
+    assert_eq!(upstream.ca, Some(PathBuf::from("cert.pem")));
+    assert_eq!(upstream.proxy.as_ref().unwrap().as_str(), "socks5://proxy.example.org:1080");
+    assert!(upstream.allows("library/alpine"));
+    assert!(!upstream.allows("library/secret") && !upstream.allows("grafana/grafana"));
+    assert_eq!(upstream.description.as_deref(), Some("Docker Hub"));
+}
+
+#[test]
+fn all_mistakes_are_found_at_once_in_the_order_of_the_file() {
+    let mistakes = mistakes(
+        "listen = 5000\noffline = \"yes\"\n[upstreams.\"ghcr.io\"]\nfreshness = 60\nurl = \"x\"\n",
+    );
+    assert_eq!(
+        mistakes,
+        [
+            "f.toml:1: listen: must be text, and is a number; write it in quotes",
+            "f.toml:2: offline: must be a truth value, and is text; write true or false",
+            "f.toml:4: upstreams.\"ghcr.io\".freshness: must be text, and is a number; write it in quotes",
+            "f.toml:5: upstreams.\"ghcr.io\".url: there is no such key; write urls",
+        ]
+    );
+}
+
+/// One mistake each: the file, and what is said about it.
+#[test]
+fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
+    let long = "x".repeat(500);
+    let table = [
+        (
+            "listen = []",
+            "1: listen: without an address nobody is served; write one as in \"127.0.0.1:5000\"",
+        ),
+        (
+            "listen = \":80\"",
+            "1: listen: `:80` is not an IP address with a port; write it as in 0.0.0.0:80",
+        ),
+        (
+            "listen = [\"127.0.0.1:1\",\n \"x\"]",
+            "2: listen[1]: `x` is not an IP address with a port; write it as in 127.0.0.1:5000",
+        ),
+        (
+            "listen = \"127.0.0.1:1=\"",
+            "1: listen: no upstream follows the `=`; write the address alone, or ADDRESS:PORT=HOST",
+        ),
+        (
+            "listen = \"127.0.0.1:1=nowhere.io\"",
+            "1: listen: `nowhere.io` is no upstream and no alias of one; write one that is, or add [upstreams.\"nowhere.io\"]",
+        ),
+        (
+            "listen = [\"1.1.1.1:1\", \"1.1.1.1:1\"]",
+            "1: listen[1]: 1.1.1.1:1 is listened on already; write another port",
+        ),
+        (
+            "admin = \"127.0.0.1:5000\"",
+            "1: admin: 127.0.0.1:5000 is listened on already; write another port",
+        ),
+        (
+            "listen = \"127.0.0.1:5001\"",
+            "1: listen: 127.0.0.1:5001 is listened on already; write another port",
+        ),
+        ("data = \"\"", "1: data: is empty; write a path"),
+        (
+            "public_url = \"https://x/v2\"",
+            "1: public_url: `https://x/v2` has more than a host and port; write https://x",
+        ),
+        (
+            "budget = \"lots\"",
+            "1: budget: `lots` is not an amount of bytes; write bytes as in 100GB, or 1% to 100% of the disk",
+        ),
+        (
+            "budget = 0",
+            "1: budget: a store of 0 bytes holds nothing; write bytes as in 100GB, or 1% to 100% of the disk",
+        ),
+        (
+            "ttl = \"1h\"",
+            "1: ttl: is not available in this version; remove it; `budget` bounds the store",
+        ),
+        ("storage = \"s3\"", "1: storage: `s3` is not available in this version; write \"disk\""),
+        (
+            "index = \"postgres\"",
+            "1: index: `postgres` is not available in this version; write \"sqlite\"",
+        ),
+        (
+            "colour = 1",
+            "1: colour: there is no such key; known here are storage, index, ttl, builtin_upstreams, listen, admin, data, public_url, offline, budget, tls_cert, tls_key, default_upstream, hosts, upstreams",
+        ),
+        (
+            "default_upstream = \"nowhere\"",
+            "1: default_upstream: `nowhere` is no upstream and no alias of one; write one that is, or add [upstreams.nowhere]",
+        ),
+        (
+            "hosts = { \"a.b:80\" = \"docker.io\" }",
+            "1: hosts.\"a.b:80\": `a.b:80` is not the name of a host; write the name in the `Host` header, without port",
+        ),
+        (
+            "[hosts]\nx = \"nowhere\"",
+            "2: hosts.x: `nowhere` is no upstream and no alias of one; write one that is, or add [upstreams.nowhere]",
+        ),
+        (
+            "tls_cert = \"cert.pem\"",
+            "1: tls_cert: a certificate alone is no use; set its key with `tls_key`",
+        ),
+        (
+            "tls_key = \"key.pem\"",
+            "1: tls_key: a key alone is no use; set its certificate with `tls_cert`",
+        ),
+        (
+            "tls_cert = \"absent\"\ntls_key = \"key.pem\"",
+            "1: tls_cert: reading `absent`: entity not found; write a path that can be read",
+        ),
+        (
+            "tls_cert = \"cert.pem\"\ntls_key = \"password\"",
+            "2: tls_key: password has no private key in it; it must be PEM (`-----BEGIN …-----`)",
+        ),
+        (
+            "tls_cert = \"key.pem\"\ntls_key = \"key.pem\"",
+            "1: tls_cert: key.pem has no certificate in it; it must be PEM (`-----BEGIN …-----`)",
+        ),
+        (
+            "tls_cert = \"cert.pem\"\ntls_key = \"other-key.pem\"",
+            "1: tls_cert: the key in other-key.pem is not that of the first certificate in cert.pem",
+        ),
+        (
+            "upstreams = 1",
+            "1: upstreams: must be a table, and is a number; write { KEY = VALUE, … }",
+        ),
+        (
+            "[upstreams.\"https://ghcr.io\"]",
+            "1: upstreams.\"https://ghcr.io\": `https://ghcr.io` is not a registry's host; write HOST, HOST:PORT, or * for a whole label as in *.gcr.io",
+        ),
+        (
+            "[upstreams.hub]",
+            "1: upstreams.hub: `hub` has no dot and no port, so no image can name it; write HOST.DOMAIN or HOST:PORT, and the short name as its alias",
+        ),
+        (
+            "[upstreams.\"docker.io\"]\n[upstreams.\"index.docker.io\"]",
+            "2: upstreams.\"index.docker.io\": docker.io is configured at f.toml:1 already; put both into one",
+        ),
+        (
+            "[upstreams.\"*.x.io\"]\nurls = \"https://y\"",
+            "2: upstreams.\"*.x.io\".urls: `urls` cannot stand for several hosts at once; remove it, or configure one host by its name",
+        ),
+        (
+            "[upstreams.\"*.x.io\"]\nalias = \"y\"",
+            "2: upstreams.\"*.x.io\".alias: `alias` cannot stand for several hosts at once; remove it, or configure one host by its name",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nurls = []",
+            "2: upstreams.\"x.io\".urls: is empty; remove it, or write one",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nurls = \"x.io\"",
+            "2: upstreams.\"x.io\".urls: `x.io` is not a URL (relative URL without a base); write it as in https://HOST or https://HOST:PORT",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nurls = \"https://u:hunter2@x.io\"",
+            "2: upstreams.\"x.io\".urls: a URL must not have a user name or password in it; write it as in https://HOST or https://HOST:PORT",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nalias = \"a.b\"",
+            "2: upstreams.\"x.io\".alias: `a.b` reads as a host; write a word without dot and colon, such as hub",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nalias = \"\"",
+            "2: upstreams.\"x.io\".alias: an alias must not be empty; write a word such as hub",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nalias = [\"a\", \"a\"]",
+            "2: upstreams.\"x.io\".alias[1]: `a` is an alias at f.toml:2 already; write another name",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nfreshness = \"60\"",
+            "2: upstreams.\"x.io\".freshness: `60` is not a duration; write it with its unit, as in 60s",
+        ),
+        (
+            "[upstreams.\"x.io\"]\ndeadline = \"0s\"",
+            "2: upstreams.\"x.io\".deadline: with no time at all, upstream is never heard; write 2s",
+        ),
+        (
+            "[upstreams.\"x.io\"]\naccess = \"caller\"",
+            "2: upstreams.\"x.io\".access: `caller` is not available in this version; write \"shared\"",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nquota = \"1G\"",
+            "2: upstreams.\"x.io\".quota: is not available in this version; remove it, or set `budget` for all upstreams",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nparallel = 17",
+            "2: upstreams.\"x.io\".parallel: must be a whole number of connections; write 1 to 16",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nca = \"absent\"",
+            "2: upstreams.\"x.io\".ca: reading `absent`: entity not found; write a path that can be read",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nca = \"password\"",
+            "2: upstreams.\"x.io\".ca: password has no certificate in it; it must be PEM (`-----BEGIN …-----`)",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nallow = \"A\"",
+            "2: upstreams.\"x.io\".allow: `A` matches no repository; write a name, with * for any letters and ** for any path, as in library/*",
+        ),
+        (
+            "[upstreams.\"x.io\"]\ncredentials = \"u:p\"",
+            "2: upstreams.\"x.io\".credentials: must be a table, and is text; write { KEY = VALUE, … }",
+        ),
+        (
+            "[upstreams.\"x.io\"]\ncredentials = {}",
+            "2: upstreams.\"x.io\".credentials: must be one way to log in; write { username, password }, { username, password_file } or { docker_config }",
+        ),
+        (
+            "[upstreams.\"x.io\"]\ncredentials = { username = \"u\", password = \"\" }",
+            "2: upstreams.\"x.io\".credentials.password: is empty; remove `credentials` to ask as nobody",
+        ),
+        (
+            "[upstreams.\"x.io\"]\ncredentials = { username = \"u\", pasword = \"hunter2\" }",
+            "2: upstreams.\"x.io\".credentials.pasword: there is no such key; write password",
+        ),
+        (
+            "[upstreams.\"x.io\"]\ncredentials = { username = \"u\", password_file = \"absent\" }",
+            "2: upstreams.\"x.io\".credentials: reading absent: entity not found",
+        ),
+        (
+            "[upstreams.\"x.io\"]\ncredentials = { docker_config = \"docker.json\" }",
+            "2: upstreams.\"x.io\".credentials: the file has no login for x.io; log in with `docker login x.io`",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nurls = \"http://x.io\"\ncredentials = { username = \"u\", password = \"hunter2\" }",
+            "3: upstreams.\"x.io\".credentials: would be sent to http://x.io/ for anyone to read; write an https URL, or insecure_skip_verify = true if that is acceptable",
+        ),
+        (
+            &format!("data = \"a\"\nbudget = \"{long}\""),
+            &format!(
+                "2: budget: `{}` is not an amount of bytes; write bytes as in 100GB, or 1% to 100% of the disk",
+                &long[..80]
+            ),
+        ),
+    ];
+    for (text, wanted) in table {
+        assert_eq!(mistakes(text), [format!("f.toml:{wanted}")], "{text}");
+    }
+}
+
+#[test]
+fn syntax_errors_have_their_lines() {
+    let mistakes = mistakes("offline = 1\ndata = /x\n");
+    assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    assert!(mistakes[0].starts_with("f.toml:2: "), "{mistakes:?}");
+}
+
+#[test]
+fn an_upstream_of_the_file_replaces_the_one_that_is_known() {
+    let config = config("[upstreams.\"*.gcr.io\"]\nfreshness = \"1h\"\n[upstreams.\"a.io\"]\n");
+    assert_eq!(config.upstreams.len(), 14);
+    let gcr = config.upstreams.iter().find(|it| it.host.as_str() == "*.gcr.io").unwrap();
+    assert_eq!(gcr.freshness, Duration::from_secs(3600));
+}
+
+#[test]
+fn without_known_upstreams_there_are_only_those_of_the_file() {
+    let config = config("builtin_upstreams = false\n[upstreams.\"a.io\"]\n");
+    assert_eq!(config.upstreams.len(), 1);
+    assert_eq!(config.default_upstream, None);
+}
+
+#[test]
+fn a_default_upstream_may_be_an_alias_a_host_of_a_wildcard_or_nothing() {
+    for name in ["eu.gcr.io", "a", "a.io", "registry-1.docker.io"] {
+        let text = format!("default_upstream = \"{name}\"\n[upstreams.\"a.io\"]\nalias = \"a\"");
+        assert_eq!(config(&text).default_upstream.as_deref(), Some(name));
+    }
+    assert_eq!(config("default_upstream = \"\"").default_upstream, None);
+}
+
+#[test]
+fn flags_and_variables_override_the_file() {
+    let given = |origin: &str, text: &str| given_by(origin, text);
+    let overrides = Overrides {
+        listen: vec![given("--listen", "127.0.0.1:0=a.io"), given("--listen", "[::1]:0")],
+        data: Some(given("LARDER_DATA", "/flag")),
+        upstreams: vec![
+            given("--upstream", "a.io=http://127.0.0.1:7"),
+            given("--upstream", "docker.io=https://one.example.org"),
+            given("--upstream", "docker.io=https://two.example.org"),
+        ],
+        offline: Some(given("--offline", "false")),
+        budget: Some(given("--budget", "1Ti")),
+        ..Overrides::default()
+    };
+    let text = "listen = \"1.1.1.1:1\"\ndata = \"/file\"\noffline = true\nbudget = \"1%\"\n\
+        [upstreams.\"docker.io\"]\nfreshness = \"1h\"";
+    let config = read(text, overrides).unwrap();
+    assert_eq!(config.listen, [listener("127.0.0.1:0", Some("a.io")), listener("[::1]:0", None)]);
+    assert_eq!(config.data, PathBuf::from("/flag"));
+    assert!(!config.offline);
+    assert_eq!(config.budget, Some(Budget::Bytes(1 << 40)));
+    let urls = |host: &str| -> Vec<String> {
+        let upstream = config.upstreams.iter().find(|it| it.host.as_str() == host).unwrap();
+        upstream.urls.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(urls("a.io"), ["http://127.0.0.1:7/"]);
+    assert_eq!(urls("docker.io"), ["https://one.example.org/", "https://two.example.org/"]);
+    let docker_hub = config.upstreams.iter().find(|it| it.host.as_str() == "docker.io").unwrap();
+    assert_eq!(docker_hub.freshness, Duration::from_secs(3600));
+}
+
+#[test]
+fn a_mistake_in_a_flag_or_variable_names_it() {
+    let overrides = Overrides {
+        listen: vec![given_by("LARDER_LISTEN", "x")],
+        upstreams: vec![
+            given_by("--upstream", "a.io"),
+            given_by("--upstream", "*.a.io=https://b"),
+            given_by("--upstream", "a=https://b"),
+        ],
+        offline: Some(given_by("LARDER_OFFLINE", "maybe")),
+        ..Overrides::default()
+    };
+    let mistakes = read("data = 1", overrides).unwrap_err();
+    let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "f.toml:1: data: must be text, and is a number; write it in quotes",
+            "--upstream: `a.io` is not HOST=URL; write it as in docker.io=https://mirror.example.org",
+            "--upstream: *.a.io cannot be asked at one URL; write one host's name",
+            "--upstream: `a` has no dot and no port, so no image can name it; write HOST.DOMAIN or HOST:PORT, and the short name as its alias",
+            "LARDER_LISTEN: `x` is not an IP address with a port; write it as in 127.0.0.1:5000",
+            "LARDER_OFFLINE: `maybe` is not a truth value; write true or false",
+        ]
+    );
+}
+
+#[test]
+fn a_password_is_sent_openly_only_within_this_machine_or_by_choice() {
+    let with = |url: &str, more: &str| {
+        format!(
+            "[upstreams.\"x.io\"]\nurls = \"{url}\"\n{more}\ncredentials = {{ username = \"u\", password = \"p\" }}"
+        )
+    };
+    assert!(read(&with("http://127.0.0.1:5", ""), Overrides::default()).is_ok());
+    assert!(
+        read(&with("http://x.io", "insecure_skip_verify = true"), Overrides::default()).is_ok()
+    );
+    assert_eq!(mistakes(&with("http://x.io", "")).len(), 1);
+}
+
+#[test]
+fn no_secret_is_in_a_mistake_or_in_debug_output() {
+    let text = r#"[upstreams."x.io"]
+        credentials = { username = "u", password = "hunter2" }
+        proxy = "http://u:hunter2@proxy"
+        urls = ["https://hunter2@x.io/v2", "ftp://hunter2@x"]
+        [upstreams."y.io"]
+        credentials = { password = "hunter2" }"#;
+    assert!(!mistakes(text).iter().any(|it| it.contains("hunter2")), "{:?}", mistakes(text));
+    let config =
+        config("[upstreams.\"x.io\"]\ncredentials = { username = \"u\", password = \"hunter2\" }");
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_reading_panic(text in "(\\PC|\n|\\[upstreams\\.\"|listen = |alias = \\[|credentials = \\{|\"){0,40}") {
+        let _ = read(&text, Overrides::default());
+    }
+
+    #[test]
+    fn no_value_makes_reading_panic(
+        key in "listen|admin|budget|public_url|default_upstream|upstreams|hosts|tls_cert",
+        value in "(\"\\PC{0,20}\"|[0-9]{1,25}|\\[\\]|\\{\\}|true|1979-05-27)",
+    ) {
+        let _ = read(&format!("{key} = {value}"), Overrides::default());
+    }
+}
+
+fn config(text: &str) -> Config {
+    read(text, Overrides::default()).unwrap()
+}
+
+fn mistakes(text: &str) -> Vec<String> {
+    let mistakes = read(text, Overrides::default()).unwrap_err();
+    mistakes.iter().map(ToString::to_string).collect()
+}
+
+fn read(text: &str, overrides: Overrides) -> Result<Config, Vec<Mistake>> {
+    let default_data = PathBuf::from("/default");
+    parse(text, "f.toml", &Environment { overrides, default_data, files: &*FILES })
+}
+
+fn given_by(origin: &str, text: &str) -> Given {
+    Given { origin: origin.to_owned(), text: text.to_owned() }
+}
+
+fn listener(address: &str, upstream: Option<&str>) -> Listener {
+    let default_upstream = upstream.map(str::to_owned);
+    Listener { address: address.parse().unwrap(), default_upstream }
+}

@@ -1,0 +1,299 @@
+//! Reading `[upstreams."HOST"]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use larder_core::address::HostPattern;
+use larder_core::name::{DOCKER_HUB, Host};
+use larder_process::tls;
+use url::Url;
+
+use super::credentials::{Credentials, Secret};
+use super::document::{Node, Section};
+use super::files::Files;
+use super::mistake::{At, Located, Mistakes, Wrong, wrong};
+use super::value::{self, shown};
+use super::{Access, Upstream};
+
+/// Schemes of an upstream.
+pub(super) const HTTP: [&str; 2] = ["https", "http"];
+/// Schemes of a proxy.
+const PROXY: [&str; 4] = ["http", "https", "socks5", "socks5h"];
+/// The most connections for one blob. More would look like an attack to some registries.
+const MAX_PARALLEL: i64 = 16;
+
+/// An upstream as it was configured, with the places that matter beside other upstreams.
+#[derive(Debug)]
+pub(super) struct Configured {
+    /// Where the upstream stands.
+    pub(super) at: At,
+    pub(super) upstream: Upstream,
+    /// Where each of the upstream's aliases stands.
+    pub(super) aliases: Vec<At>,
+    /// Where the credentials stand, if there are any.
+    pub(super) credentials: Option<At>,
+}
+
+impl Upstream {
+    /// An upstream with the defaults.
+    pub(super) fn new(host: HostPattern) -> Self {
+        Self {
+            urls: host.exact().map(default_url).into_iter().collect(),
+            host,
+            alias: Vec::new(),
+            freshness: Duration::from_secs(60),
+            deadline: Duration::from_secs(2),
+            access: Access::Shared,
+            serve_deleted: false,
+            credentials: Credentials::Anonymous,
+            proxy: None,
+            ca: None,
+            insecure_skip_verify: false,
+            quota: None,
+            parallel: 1,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            description: None,
+        }
+    }
+}
+
+/// Where a host is asked unless someone says.
+fn default_url(host: &Host) -> Url {
+    let name = match host.as_str() {
+        DOCKER_HUB => "registry-1.docker.io",
+        name => name,
+    };
+    Url::parse(&format!("https://{name}")).expect("a registry's host is a URL's host")
+}
+
+/// The host, or hosts, that an upstream is configured for.
+pub(super) fn host(text: &str) -> Result<HostPattern, Wrong> {
+    let pattern: HostPattern = text.parse().map_err(|_| {
+        wrong(format!("`{}` is not a registry's host", shown(text)))
+            .write("HOST, HOST:PORT, or * for a whole label as in *.gcr.io")
+    })?;
+    match pattern.exact() {
+        Some(host) if !Host::looks_like(host.as_str()) => {
+            Err(wrong(format!("`{host}` has no dot and no port, so no image can name it"))
+                .write("HOST.DOMAIN or HOST:PORT, and the short name as its alias"))
+        }
+        _ => Ok(pattern),
+    }
+}
+
+/// Reads one upstream. What is wrong is noted and has its default.
+pub(super) fn read(
+    name: &str,
+    node: Node<'_>,
+    files: &dyn Files,
+    mistakes: &mut Mistakes,
+) -> Option<Configured> {
+    let at = node.at.clone();
+    let pattern = mistakes.keep(at.clone(), host(name));
+    let section = mistakes.keep(at.clone(), node.section());
+    let (pattern, section) = (pattern?.value, section?.value);
+    let upstream = Upstream::new(pattern);
+    let mut reader = Reader { section, files, mistakes };
+    let configured = reader.upstream(upstream, at);
+    reader.section.finish(mistakes);
+    Some(configured)
+}
+
+struct Reader<'d, 'r> {
+    section: Section<'d>,
+    files: &'r dyn Files,
+    mistakes: &'r mut Mistakes,
+}
+
+// === impl Reader ===
+
+impl<'d> Reader<'d, '_> {
+    fn upstream(&mut self, default: Upstream, at: At) -> Configured {
+        self.refuse_what_comes_later();
+        let is_wildcard = default.host.is_wildcard();
+        let urls = self.texts("urls", |text| value::base_url(text, &HTTP));
+        let aliases = self.texts("alias", value::alias);
+        self.refuse_for_wildcard(is_wildcard, "urls", urls.first().map(|it| &it.at));
+        self.refuse_for_wildcard(is_wildcard, "alias", aliases.first().map(|it| &it.at));
+        let credentials = self.credentials(&default.host);
+        let upstream = Upstream {
+            urls: match urls.is_empty() {
+                true => default.urls,
+                false => values(urls),
+            },
+            alias: aliases.iter().map(|alias| alias.value.clone()).collect(),
+            freshness: self.text("freshness", value::duration).unwrap_or(default.freshness),
+            deadline: self.text("deadline", deadline).unwrap_or(default.deadline),
+            access: default.access,
+            serve_deleted: self.boolean("serve_deleted"),
+            credentials: credentials.as_ref().map_or(default.credentials, |it| it.value.clone()),
+            proxy: self.text("proxy", |text| value::base_url(text, &PROXY)),
+            ca: self.ca(),
+            insecure_skip_verify: self.boolean("insecure_skip_verify"),
+            quota: None,
+            parallel: self.parallel().unwrap_or(default.parallel),
+            allow: values(self.texts("allow", value::glob)),
+            deny: values(self.texts("deny", value::glob)),
+            description: self.text("description", |text| Ok(text.to_owned())),
+            host: default.host,
+        };
+        let aliases = aliases.into_iter().map(|alias| alias.at).collect();
+        Configured { at, upstream, aliases, credentials: credentials.map(|it| it.at) }
+    }
+
+    fn refuse_what_comes_later(&mut self) {
+        let access = |text: &str| match text {
+            "shared" => Ok(()),
+            "caller" => Err(wrong("`caller` is not available in this version").write("\"shared\"")),
+            other => {
+                Err(wrong(format!("`{}` is no kind of access", shown(other))).write("\"shared\""))
+            }
+        };
+        self.text("access", access);
+        if let Some(node) = self.section.take("quota") {
+            let later = wrong("is not available in this version");
+            self.mistakes
+                .note(&node.at, later.advise("remove it, or set `budget` for all upstreams"));
+        }
+    }
+
+    fn refuse_for_wildcard(&mut self, is_wildcard: bool, key: &str, at: Option<&At>) {
+        if let (true, Some(at)) = (is_wildcard, at) {
+            let wrong = wrong(format!("`{key}` cannot stand for several hosts at once"));
+            self.mistakes.note(at, wrong.advise("remove it, or configure one host by its name"));
+        }
+    }
+
+    /// The value of `key`, read as text by `parse`.
+    fn text<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        let node = self.section.take(key)?;
+        let value = node.text().and_then(parse);
+        self.mistakes.keep(node.at, value).map(|it| it.value)
+    }
+
+    /// The values of `key`: one text or a list of several.
+    fn texts<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, Wrong>,
+    ) -> Vec<Located<T>> {
+        let Some(node) = self.section.take(key) else { return Vec::new() };
+        let items = node.items();
+        if items.is_empty() {
+            self.mistakes.note(&node.at, wrong("is empty").advise("remove it, or write one"));
+        }
+        let keep = |item: Node<'d>| {
+            let value = item.text().and_then(&parse);
+            self.mistakes.keep(item.at, value)
+        };
+        items.into_iter().filter_map(keep).collect()
+    }
+
+    fn boolean(&mut self, key: &'static str) -> bool {
+        let Some(node) = self.section.take(key) else { return false };
+        let value = node.boolean();
+        self.mistakes.keep(node.at, value).is_some_and(|it| it.value)
+    }
+
+    fn parallel(&mut self) -> Option<u8> {
+        let node = self.section.take("parallel")?;
+        let value = match node.integer() {
+            Some(number @ 1..=MAX_PARALLEL) => u8::try_from(number).ok(),
+            _ => None,
+        };
+        let value = value.ok_or_else(|| {
+            wrong("must be a whole number of connections").write(format!("1 to {MAX_PARALLEL}"))
+        });
+        self.mistakes.keep(node.at, value).map(|it| it.value)
+    }
+
+    fn ca(&mut self) -> Option<PathBuf> {
+        let files = self.files;
+        self.text("ca", |text| {
+            let path = value::path(text)?;
+            let bytes = files.read(&path).map_err(|error| cannot_read(text, &error))?;
+            tls::certificates(&path, &bytes).map_err(|error| wrong(with_causes(&error)))?;
+            Ok(path)
+        })
+    }
+
+    fn credentials(&mut self, host: &HostPattern) -> Option<Located<Credentials>> {
+        let node = self.section.take("credentials")?;
+        let section = self.mistakes.keep(node.at.clone(), node.section())?.value;
+        let n_before = self.mistakes.len();
+        let mut reader = Reader { section, files: self.files, mistakes: &mut *self.mistakes };
+        let username = reader.text("username", not_empty);
+        let password = reader.text("password", not_empty).map(Secret::new);
+        let password_file = reader.text("password_file", value::path);
+        let docker_config = reader.text("docker_config", value::path);
+        let Reader { section, .. } = reader;
+        section.finish(self.mistakes);
+        if self.mistakes.len() > n_before {
+            return None;
+        }
+        let credentials = match (username, password, password_file, docker_config) {
+            (Some(username), Some(password), None, None) => {
+                Ok(Credentials::Password { username, password })
+            }
+            (Some(username), None, Some(path), None) => {
+                Ok(Credentials::PasswordFile { username, path })
+            }
+            (None, None, None, Some(path)) => Ok(Credentials::DockerConfig { path }),
+            _ => Err(wrong("must be one way to log in")
+                .write("{ username, password }, { username, password_file } or { docker_config }")),
+        };
+        let checked = credentials.and_then(|it| check_credentials(it, host, self.files));
+        self.mistakes.keep(node.at, checked)
+    }
+}
+
+/// Credentials that can be read, and are for `host`.
+fn check_credentials(
+    credentials: Credentials,
+    host: &HostPattern,
+    files: &dyn Files,
+) -> Result<Credentials, Wrong> {
+    let exact = host.exact();
+    // With a wildcard, each host is looked up when it is asked; until then any will do.
+    let any = "localhost".parse().expect("localhost is a host");
+    let found = credentials.read_from(files, exact.unwrap_or(&any));
+    match (found.map_err(|error| wrong(with_causes(&error)))?, exact) {
+        (None, Some(host)) => Err(wrong(format!("the file has no login for {host}"))
+            .advise(format!("log in with `docker login {host}`"))),
+        _ => Ok(credentials),
+    }
+}
+
+fn deadline(text: &str) -> Result<Duration, Wrong> {
+    match value::duration(text)? {
+        Duration::ZERO => Err(wrong("with no time at all, upstream is never heard").write("2s")),
+        duration => Ok(duration),
+    }
+}
+
+fn not_empty(text: &str) -> Result<String, Wrong> {
+    match text {
+        "" => Err(wrong("is empty").advise("remove `credentials` to ask as nobody")),
+        text => Ok(text.to_owned()),
+    }
+}
+
+/// A file that cannot be read.
+pub(super) fn cannot_read(path: &str, error: &std::io::Error) -> Wrong {
+    wrong(format!("reading `{}`: {error}", shown(path))).write("a path that can be read")
+}
+
+/// `error: cause: cause`
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn values<T>(located: Vec<Located<T>>) -> Vec<T> {
+    located.into_iter().map(|it| it.value).collect()
+}
