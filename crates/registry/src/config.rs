@@ -12,7 +12,6 @@ mod builtin;
 mod credentials;
 mod document;
 mod files;
-mod glob;
 mod mistake;
 mod overrides;
 mod reading;
@@ -126,23 +125,13 @@ pub struct Upstream {
     pub quota: Option<u64>,
     /// Connections for one large blob, 1 to 16. Default 1.
     pub parallel: u8,
-    /// Globs over repository names: if there are any, one must match. Each is valid.
+    /// Globs over repository names: if there are any, one must match. Each is one that `globset`
+    /// reads.
     pub allow: Vec<String>,
-    /// Globs over repository names: none may match. Each is valid.
+    /// Globs over repository names: none may match. Each is one that `globset` reads.
     pub deny: Vec<String>,
     /// For people.
     pub description: Option<String>,
-}
-
-impl Upstream {
-    /// Whether `repository` may be read: one of [`Self::allow`] matches it, if there are any, and
-    /// none of [`Self::deny`].
-    ///
-    /// In a pattern `*` is any run of characters within a path component, `**` any run at all.
-    pub fn allows(&self, repository: &str) -> bool {
-        let is_one_of = |globs: &[String]| globs.iter().any(|it| glob::matches(it, repository));
-        (self.allow.is_empty() || is_one_of(&self.allow)) && !is_one_of(&self.deny)
-    }
 }
 
 /// Who may read what is stored of an upstream.

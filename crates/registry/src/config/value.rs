@@ -142,16 +142,20 @@ pub(super) fn alias(text: &str) -> Result<String, Wrong> {
     Ok(text.to_owned())
 }
 
-/// A pattern of repository names; see [`super::Upstream::allows`].
+/// A pattern of repository names, as `globset` reads it.
 pub(super) fn glob(text: &str) -> Result<String, Wrong> {
-    let may_be = |c: char| {
-        c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-' | '/' | '*')
-    };
-    if text.is_empty() || !text.chars().all(may_be) {
-        return Err(wrong(format!("`{}` matches no repository", shown(text)))
-            .write("a name, with * for any letters and ** for any path, as in library/*"));
+    let instead = "a name, with * for any part of it, as in library/*";
+    let cannot_be = |c: char| c.is_ascii_uppercase() || c.is_whitespace() || c == ':';
+    if text.is_empty() || text.contains(cannot_be) {
+        return Err(wrong(format!("`{}` matches no repository", shown(text))).write(instead));
     }
-    Ok(text.to_owned())
+    match globset::Glob::new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => {
+            let error = error.kind();
+            Err(wrong(format!("`{}` is not a pattern ({error})", shown(text))).write(instead))
+        }
+    }
 }
 
 /// At most 80 letters of `text`, none of which changes a terminal.

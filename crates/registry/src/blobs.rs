@@ -1,0 +1,347 @@
+//! Blobs: whole, or some ranges of them; stored, on their way, or not even begun.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use http::StatusCode;
+use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, IF_RANGE, RANGE};
+use larder_core::Digest;
+use larder_core::range::{ByteRange, RangeHeader, RangeSpec};
+use larder_upstream::Error;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::content::{Ahead, Content, Reader};
+use crate::fill::{Phase, Progress};
+use crate::manifests::{PATIENCE, not_modified};
+use crate::metrics::Outcome;
+use crate::refusal::{Asking, Refusal};
+use crate::respond::{self, Body, Pieces};
+use crate::service::{Answer, Ask, Registry};
+use crate::source::{Source, Wanted};
+
+/// Blobs up to this many bytes are verified before their first byte is sent, so that what is wrong
+/// with them can still be told. Configurations of images are a few KiB.
+const SMALL: u64 = 1 << 20;
+
+/// A range that begins this far beyond what has come is fetched by itself meanwhile: at 10 MB/s,
+/// waiting for the fill to come there would take a tenth of a second.
+const FAR: u64 = 1 << 20;
+
+impl Registry {
+    /// Answers a request for a blob.
+    pub(crate) async fn blob(
+        self: &Arc<Self>,
+        ask: &Ask<'_>,
+        digest: &Digest,
+    ) -> Result<Answer, Refusal> {
+        let is_member = self.is_member(ask, digest).await;
+        if let Some(blob) = self.found(self.store.blob(digest).await)
+            && (is_member || self.confirm_blob(ask, digest).await?.is_some())
+        {
+            if respond::has_already(ask.headers, digest) {
+                return Ok(not_modified(digest, Outcome::Hit));
+            }
+            return serve(ask, digest, &Content::Stored(blob), Outcome::Hit);
+        }
+        if self.offline {
+            return Err(Refusal::offline(Asking::Blob(&ask.name, digest)));
+        }
+        if ask.is_head {
+            return self.blob_head(ask, digest).await;
+        }
+        if let Some((name, progress)) = self.fills.join(digest) {
+            // What somebody else's repository is being filled for may still not be ours.
+            if name != ask.name && !is_member {
+                self.confirm_blob(ask, digest).await?;
+            }
+            return self.read_along(ask, digest, progress).await;
+        }
+        let progress = self.fills.start(self.wanted(ask, digest), Arc::clone(&ask.name));
+        self.read_along(ask, digest, progress).await
+    }
+
+    fn wanted(&self, ask: &Ask<'_>, digest: &Digest) -> Wanted {
+        Wanted {
+            upstream: Arc::clone(&ask.upstream),
+            repository: ask.name.repository.clone(),
+            digest: digest.clone(),
+        }
+    }
+
+    /// Makes sure that upstream has a blob in this repository, and says its length if upstream
+    /// does. `Ok(None)`: nobody may be asked.
+    async fn confirm_blob(
+        &self,
+        ask: &Ask<'_>,
+        digest: &Digest,
+    ) -> Result<Option<Option<u64>>, Refusal> {
+        if self.offline {
+            return Ok(None);
+        }
+        let head = ask.upstream.client.head_blob(&ask.name.repository, digest);
+        let length = match timeout(PATIENCE, head).await {
+            Ok(length) => length,
+            Err(_) => Err(Error::TimedOut),
+        };
+        self.note(&ask.upstream, length.as_ref().err());
+        let asking = Asking::Blob(&ask.name, digest);
+        let length = length.map_err(|error| Refusal::of_upstream(&error, asking))?;
+        self.recorded(self.store.add_member(&ask.name, digest).await);
+        Ok(Some(length))
+    }
+
+    /// Answers a HEAD for a blob that is not stored.
+    async fn blob_head(&self, ask: &Ask<'_>, digest: &Digest) -> Result<Answer, Refusal> {
+        let length = self.confirm_blob(ask, digest).await?.flatten();
+        let response = respond::blob_head(digest, length, Outcome::Pass);
+        Ok(Answer::new(response, Outcome::Pass))
+    }
+
+    /// Answers from a fill.
+    async fn read_along(
+        &self,
+        ask: &Ask<'_>,
+        digest: &Digest,
+        mut progress: watch::Receiver<Progress>,
+    ) -> Result<Answer, Refusal> {
+        let visible = progress.borrow().visible;
+        if let Some((start, last)) = far_range(ask.headers, digest, visible) {
+            let part = Source::open_part(self.wanted(ask, digest), start, last);
+            let (opened, part) = tokio::join!(self.opened(ask, digest, &mut progress), part);
+            let content = self.filling(ask, digest, progress, opened?);
+            if let Ok(source) = part
+                && let Some(answer) = serve_ahead(digest, &content, source, start, last)
+            {
+                return Ok(answer);
+            }
+            return serve(ask, digest, &content, Outcome::Miss);
+        }
+        let length = self.opened(ask, digest, &mut progress).await?;
+        let content = self.filling(ask, digest, progress, length);
+        serve(ask, digest, &content, Outcome::Miss)
+    }
+
+    fn filling(
+        &self,
+        ask: &Ask<'_>,
+        digest: &Digest,
+        progress: watch::Receiver<Progress>,
+        length: Option<u64>,
+    ) -> Content {
+        Content::Filling { progress, wanted: self.wanted(ask, digest), length }
+    }
+
+    /// Waits until upstream has answered; for a small blob, until it is verified. Returns its
+    /// length, if that is known.
+    async fn opened(
+        &self,
+        ask: &Ask<'_>,
+        digest: &Digest,
+        progress: &mut watch::Receiver<Progress>,
+    ) -> Result<Option<u64>, Refusal> {
+        let is_telling = |progress: &Progress| match &progress.phase {
+            Phase::Opening => false,
+            Phase::Streaming(opened) => opened.length.is_none_or(|length| length > SMALL),
+            _ => true,
+        };
+        let phase = match timeout(PATIENCE, progress.wait_for(is_telling)).await {
+            Ok(Ok(progress)) => progress.phase.clone(),
+            Ok(Err(_)) => return Err(Refusal::internal()),
+            Err(_) => {
+                ask.upstream.standing.failed();
+                return Err(Refusal::too_slow(&ask.name));
+            }
+        };
+        match phase {
+            Phase::Streaming(opened) | Phase::Done(opened) => Ok(opened.length),
+            Phase::Unstored { length: Some(length), .. } => Ok(Some(length)),
+            Phase::Unstored { length: None, .. } => {
+                Ok(self.confirm_blob(ask, digest).await?.flatten())
+            }
+            Phase::Failed(error) => {
+                self.note(&ask.upstream, Some(&error));
+                Err(Refusal::of_upstream(&error, Asking::Blob(&ask.name, digest)))
+            }
+            Phase::Opening | Phase::Stopped => Err(Refusal::internal()),
+        }
+    }
+}
+
+/// The one range that a request asks for, if it begins far beyond what has come.
+fn far_range(headers: &HeaderMap, digest: &Digest, visible: u64) -> Option<(u64, Option<u64>)> {
+    let RangeHeader::Ranges(specs) = asked_ranges(headers, digest) else {
+        return None;
+    };
+    let (start, last) = match specs[..] {
+        [RangeSpec::Closed(start, last)] => (start, Some(last)),
+        [RangeSpec::From(start)] => (start, None),
+        _ => return None,
+    };
+    (start >= visible.saturating_add(FAR)).then_some((start, last))
+}
+
+/// What a request asks for of content with that digest.
+fn asked_ranges(headers: &HeaderMap, digest: &Digest) -> RangeHeader {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let Some(range) = text(RANGE) else {
+        return RangeHeader::Ignored;
+    };
+    // Content of another name, or by date: the client has nothing that this is a part of.
+    match text(IF_RANGE) {
+        Some(tag) if !respond::is_etag_of(tag, digest) => RangeHeader::Ignored,
+        _ => RangeHeader::parse(range),
+    }
+}
+
+/// Answers with what was asked for of content whose bytes can be read.
+fn serve(
+    ask: &Ask<'_>,
+    digest: &Digest,
+    content: &Content,
+    outcome: Outcome,
+) -> Result<Answer, Refusal> {
+    let ranges = match (asked_ranges(ask.headers, digest), content.length()) {
+        _ if ask.is_head => return Ok(serve_whole(digest, content, outcome)),
+        (RangeHeader::TooMany, _) => return Err(Refusal::too_many_ranges()),
+        // Without a length there is nothing to say in `Content-Range`.
+        (RangeHeader::Ignored, _) | (_, None) => {
+            return Ok(serve_whole(digest, content, outcome));
+        }
+        (RangeHeader::Ranges(specs), Some(length)) => {
+            let ranges = specs.into_iter().filter_map(|spec| spec.within(length));
+            (ranges.collect::<Vec<_>>(), length)
+        }
+    };
+    match ranges {
+        (ranges, length) if ranges.is_empty() => Err(Refusal::range(length)),
+        (ranges, length) if ranges.len() == 1 => {
+            let range = ranges[0];
+            let reader = content.reader(range.start, Some(range.last + 1));
+            Ok(serve_part(digest, reader, range, length, outcome))
+        }
+        (ranges, length) => Ok(serve_parts(digest, content, &ranges, length, outcome)),
+    }
+}
+
+fn serve_whole(digest: &Digest, content: &Content, outcome: Outcome) -> Answer {
+    let mut response = respond::blob_head(digest, content.length(), outcome);
+    *response.body_mut() = Body::pieces(pieces(content.reader(0, None)));
+    Answer::new(response, outcome)
+}
+
+fn serve_part(
+    digest: &Digest,
+    reader: Reader,
+    range: ByteRange,
+    length: u64,
+    outcome: Outcome,
+) -> Answer {
+    let mut response = respond::blob_head(digest, Some(range.len()), outcome);
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    let value = respond::header_value(content_range(range, length));
+    response.headers_mut().insert(CONTENT_RANGE, value);
+    *response.body_mut() = Body::pieces(pieces(reader));
+    Answer::new(response, outcome)
+}
+
+/// Answers with a part that upstream sends while the fill is behind.
+fn serve_ahead(
+    digest: &Digest,
+    content: &Content,
+    source: Source,
+    start: u64,
+    last: Option<u64>,
+) -> Option<Answer> {
+    let length = content.length()?;
+    let last = last.unwrap_or(u64::MAX).min(length.checked_sub(1)?);
+    let range = (start <= last).then_some(ByteRange { start, last })?;
+    let reader = Ahead::begin(source, content, start, last + 1)?;
+    Some(serve_part(digest, reader, range, length, Outcome::Miss))
+}
+
+/// Answers with several parts: one for each range, in the order asked, as clients that sent them
+/// count on.
+///
+/// Source: RFC 9110, section 14.6, "Media Type multipart/byteranges".
+fn serve_parts(
+    digest: &Digest,
+    content: &Content,
+    ranges: &[ByteRange],
+    length: u64,
+    outcome: Outcome,
+) -> Answer {
+    // Content that contains its own digest cannot be made.
+    let boundary = digest.hex();
+    let part_head = |range: &ByteRange| {
+        format!(
+            "\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: {}\r\n\r\n",
+            content_range(*range, length)
+        )
+    };
+    let end = format!("\r\n--{boundary}--\r\n");
+    let parts: Vec<(Bytes, ByteRange)> =
+        ranges.iter().map(|range| (Bytes::from(part_head(range)), *range)).collect();
+    let total = parts.iter().map(|(head, range)| head.len() as u64 + range.len()).sum::<u64>()
+        + end.len() as u64;
+    let content = content.clone();
+    let parts = stream::iter(parts).flat_map(move |(head, range)| {
+        let reader = content.reader(range.start, Some(range.last + 1));
+        stream::once(async { Ok(head) }).chain(pieces(reader))
+    });
+    let all = parts.chain(stream::once(async { Ok(Bytes::from(end)) }));
+
+    let mut response = respond::blob_head(digest, Some(total), outcome);
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    let media_type = format!("multipart/byteranges; boundary={boundary}");
+    response.headers_mut().insert(CONTENT_TYPE, respond::header_value(media_type));
+    *response.body_mut() = Body::pieces(Box::pin(all));
+    Answer::new(response, outcome)
+}
+
+fn content_range(range: ByteRange, length: u64) -> String {
+    format!("bytes {}-{}/{length}", range.start, range.last)
+}
+
+fn pieces(reader: Reader) -> Pieces {
+    let reader = Box::new(reader);
+    Box::pin(stream::unfold(reader, |mut reader| async {
+        let piece = reader.next().await?;
+        Some((piece, reader))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_single_range_far_ahead_is_fetched_by_itself() {
+        let far = |range: &str, visible| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RANGE, range.parse().unwrap());
+            far_range(&headers, &Digest::sha256_of(b""), visible)
+        };
+        assert_eq!(far("bytes=2000000-2000009", 0), Some((2_000_000, Some(2_000_009))));
+        assert_eq!(far("bytes=2000000-", 0), Some((2_000_000, None)));
+        assert_eq!(far("bytes=2000000-", 1_500_000), None);
+        assert_eq!(far("bytes=0-", 0), None);
+        assert_eq!(far("bytes=-5", 0), None);
+        assert_eq!(far("bytes=2000000-2000009,3000000-3000001", 0), None);
+    }
+
+    #[test]
+    fn a_part_of_other_content_is_not_asked_for() {
+        let digest = Digest::sha256_of(b"");
+        let asked = |if_range: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RANGE, HeaderValue::from_static("bytes=0-1"));
+            headers.insert(IF_RANGE, if_range.parse().unwrap());
+            asked_ranges(&headers, &digest)
+        };
+        assert!(matches!(asked(&format!("\"{digest}\"")), RangeHeader::Ranges(_)));
+        assert_eq!(asked("\"something else\""), RangeHeader::Ignored);
+        assert_eq!(asked("Sat, 21 Nov 2026 00:00:00 GMT"), RangeHeader::Ignored);
+    }
+}

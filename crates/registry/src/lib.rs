@@ -1,0 +1,174 @@
+//! The pull-through registry: `/v2/` for clients, filled from upstreams, kept in the store.
+//!
+//! ```text
+//! service ── which operation, which upstream ──▶ manifests ─┐
+//!                                           ├──▶ blobs ─────┼──▶ store
+//!                                           └──▶ tags       └──▶ fills ── source ──▶ upstream
+//! ```
+//!
+//! - [`config`]: what `serve` can be told;
+//! - `service`: from a request to the part that answers it, with logs and metrics;
+//! - `manifests`, `blobs`, `tags`: one operation each, and the decisions that go with it;
+//! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
+//! - `content`, `respond`, `refusal`: what clients are sent.
+//!
+//! Invariants:
+//! - no body ends cleanly unless its bytes are what they were asked for as;
+//! - what a client has been sent completely is stored, or a metric says why not;
+//! - a failure of the store never fails a request that upstream can serve;
+//! - nothing is served under a repository that neither a stored manifest nor upstream says is
+//!   part of it.
+
+mod blobs;
+pub mod config;
+mod content;
+mod fill;
+mod fills;
+mod flights;
+mod manifests;
+mod metrics;
+mod refusal;
+mod respond;
+mod service;
+mod source;
+mod tags;
+mod upstreams;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder_process::listener::Limits;
+use larder_process::{Start, admin, listener, tls};
+use larder_store::{OpenError, Store};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::{Budget, Config, Listener, TlsFiles};
+use crate::fills::Fills;
+use crate::manifests::Manifests;
+use crate::metrics::{Metrics, Sequence};
+use crate::service::{Registry, Service};
+use crate::upstreams::{SetupUpstreamError, Upstreams};
+
+/// Why the registry could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The volume that the store is on cannot be measured.
+    #[error("measuring the volume of {}", .directory.display())]
+    Volume {
+        /// The store's directory.
+        directory: std::path::PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// An upstream's settings do not work.
+    #[error(transparent)]
+    Upstream(#[from] SetupUpstreamError),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::LoadError),
+}
+
+/// Serves until `start.stopping`, on sockets that are listening already.
+///
+/// Everything is opened before the first request is accepted; then `start.announce` is called. On
+/// `stopping` no connection is accepted any more, bodies are finished within the listener's drain
+/// time, what was being fetched is kept, and the store is closed.
+///
+/// # Errors
+///
+/// [`RunError`]: something could not be opened; nothing was served.
+pub async fn run(
+    config: Config,
+    mut start: Start,
+    listeners: Vec<(TcpListener, Listener)>,
+    admin_listener: TcpListener,
+) -> Result<(), RunError> {
+    let component = start.health.component("store");
+    let store = open_store(&config).await?;
+    let metrics = Metrics::register(start.metrics.registry(), store.clone());
+    let upstreams = Upstreams::new(config.upstreams, &metrics)?;
+    let certificate = config.tls.map(load_certificate).transpose()?;
+
+    let registry = Arc::new(Registry {
+        fills: Fills::new(store.clone(), metrics.clone()),
+        manifests: Manifests::new(),
+        upstreams,
+        unaddressed: metrics.of_upstream(""),
+        metrics,
+        offline: config.offline,
+        hosts: config.hosts,
+        requests: Sequence::default(),
+        store,
+    });
+    let tasks = TaskTracker::new();
+    let admin_stopping = CancellationToken::new();
+    let router = admin::router(start.health, start.metrics);
+    let admin = admin::serve(admin_listener, router, admin_stopping.clone(), Limits::default());
+    tasks.spawn(admin);
+    if let Some(certificate) = &certificate {
+        tasks.spawn(Arc::clone(certificate).watch(tls::POLL, admin_stopping.clone()));
+    }
+
+    let tls = certificate.map(tls::server_config);
+    let serving = TaskTracker::new();
+    for (tcp, settings) in listeners {
+        let default_upstream =
+            settings.default_upstream.or_else(|| config.default_upstream.clone());
+        let service = Service {
+            registry: Arc::clone(&registry),
+            default_upstream: default_upstream.map(Arc::from),
+        };
+        let stopping = start.stopping.clone();
+        let served = listener::serve(tcp, tls.clone(), service, stopping, Limits::default());
+        serving.spawn(async move {
+            let n_cut = served.await;
+            if n_cut > 0 {
+                warn!("cut {n_cut} connections that did not end in time");
+            }
+        });
+    }
+    component.ready();
+    start.announce.now();
+    serving.close();
+    serving.wait().await;
+
+    info!("stopping");
+    registry.fills.close().await;
+    // What is being asked of upstreams ends by their time limits; nobody waits for it any more.
+    let _ = tokio::time::timeout(LAST_ANSWERS, registry.manifests.close()).await;
+    registry.store.close().await;
+    admin_stopping.cancel();
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// How long to wait for upstreams' last answers before the store closes.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+fn load_certificate(files: TlsFiles) -> Result<Arc<tls::ServerCertificate>, tls::LoadError> {
+    let TlsFiles { cert, key } = files;
+    Ok(Arc::new(tls::ServerCertificate::load(tls::Files { cert, key })?))
+}
+
+async fn open_store(config: &Config) -> Result<Store, RunError> {
+    let directory = config.data.clone();
+    let budget = match config.budget {
+        None => None,
+        Some(Budget::Bytes(bytes)) => Some(bytes),
+        Some(Budget::Percent(percent)) => {
+            let made = std::fs::create_dir_all(&directory);
+            let size = made.and_then(|()| larder_store::volume_size(&directory));
+            let volume = |source| RunError::Volume { directory: directory.clone(), source };
+            Some(size.map_err(volume)? / 100 * u64::from(percent))
+        }
+    };
+    Ok(Store::open(larder_store::Settings { directory, budget }).await?)
+}

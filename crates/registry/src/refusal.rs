@@ -1,0 +1,223 @@
+//! Answers without the content that was asked for.
+//!
+//! Source: OCI distribution-spec 1.1, "Error Codes".
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use http::header::{ALLOW, CONTENT_RANGE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use larder_core::address::AddressError;
+use larder_core::digest::ParseDigestError;
+use larder_core::name::{Named, ParseReferenceError};
+use larder_upstream::Error;
+use serde_json::json;
+
+use crate::metrics::Outcome;
+use crate::respond::{self, Body};
+
+/// Why a client does not get what it asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    extra: Extra,
+}
+
+#[derive(Clone, Debug)]
+enum Extra {
+    None,
+    RetryAfter(Duration),
+    Length(u64),
+    Methods,
+}
+
+/// What a client was asking for, for the words of a refusal.
+#[derive(Clone, Copy)]
+pub(crate) enum Asking<'a> {
+    /// A manifest, by tag or digest.
+    Manifest(&'a Named, &'a (dyn Display + Sync)),
+    /// A blob.
+    Blob(&'a Named, &'a (dyn Display + Sync)),
+    /// The tags of a repository.
+    Tags(&'a Named),
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), extra: Extra::None }
+    }
+
+    /// The path is no operation of the protocol.
+    pub(crate) fn no_such_path() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "this is no path of a registry")
+    }
+
+    /// The operation is one that a cache does not have.
+    pub(crate) fn unsupported() -> Self {
+        let message = "this is a read-only cache; push to the upstream registry itself";
+        let refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message);
+        Self { extra: Extra::Methods, ..refusal }
+    }
+
+    /// The upstream's settings keep this repository out.
+    pub(crate) fn not_allowed(name: &Named) -> Self {
+        let message = format!(
+            "{name} is not served here: `allow` and `deny` of upstreams.\"{}\" say so",
+            name.host
+        );
+        Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message)
+    }
+
+    /// There is no such thing.
+    pub(crate) fn unknown(asking: Asking<'_>) -> Self {
+        let (code, message) = match asking {
+            Asking::Manifest(name, what) => {
+                ("MANIFEST_UNKNOWN", format!("{name} has no manifest {what}"))
+            }
+            Asking::Blob(name, what) => ("BLOB_UNKNOWN", format!("{name} has no blob {what}")),
+            Asking::Tags(name) => ("NAME_UNKNOWN", format!("there is no repository {name}")),
+        };
+        Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    /// It is not stored, and no upstream may be asked.
+    pub(crate) fn offline(asking: Asking<'_>) -> Self {
+        let mut refusal = Self::unknown(asking);
+        refusal.message.push_str(" in this cache, which is set to `offline`");
+        refusal
+    }
+
+    /// No byte of the content is in the range.
+    pub(crate) fn range(length: u64) -> Self {
+        let message = format!("the content has {length} bytes");
+        let refusal = Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", message);
+        Self { extra: Extra::Length(length), ..refusal }
+    }
+
+    /// The header names more ranges than are served at once.
+    pub(crate) fn too_many_ranges() -> Self {
+        let message = "too many ranges in one request; ask for at most 1024";
+        Self::new(StatusCode::BAD_REQUEST, "RANGE_INVALID", message)
+    }
+
+    /// Upstream, or the disk, took longer than a client should wait.
+    pub(crate) fn too_slow(name: &Named) -> Self {
+        let message = format!("{} did not answer in time", name.host);
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", message)
+    }
+
+    /// The cache itself is at fault; the log says how.
+    pub(crate) fn internal() -> Self {
+        let message = "the cache failed; its log says how";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN", message)
+    }
+
+    /// What an upstream's error means for the client who waits for it.
+    pub(crate) fn of_upstream(error: &Error, asking: Asking<'_>) -> Self {
+        let name = match asking {
+            Asking::Manifest(name, _) | Asking::Blob(name, _) | Asking::Tags(name) => name,
+        };
+        let host = &name.host;
+        match error {
+            Error::NotFound | Error::Denied => Self::unknown(asking),
+            Error::RateLimited { retry_after } => Self {
+                extra: retry_after.map_or(Extra::None, Extra::RetryAfter),
+                ..Self::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "TOOMANYREQUESTS",
+                    format!("{host} asks for fewer requests"),
+                )
+            },
+            Error::TimedOut => Self::too_slow(name),
+            Error::Range => Self::new(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                "RANGE_INVALID",
+                "the blob has no bytes in this range",
+            ),
+            error => Self::new(
+                StatusCode::BAD_GATEWAY,
+                "UNAVAILABLE",
+                format!("{name} could not be had from {host}: {error}"),
+            ),
+        }
+    }
+
+    /// The same for a client that has another place to go: a mirror answers 503 where a registry
+    /// would answer 429, since containerd asks again at once after a 429 and goes on after a 503.
+    #[must_use]
+    pub(crate) fn for_mirror(mut self) -> Self {
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            self.status = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        self
+    }
+
+    /// How it counts.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self.status {
+            StatusCode::NOT_FOUND if self.code != "NAME_UNKNOWN" => Outcome::NotFound,
+            status if status.is_server_error() => Outcome::Failed,
+            StatusCode::TOO_MANY_REQUESTS => Outcome::Failed,
+            _ => Outcome::Refused,
+        }
+    }
+
+    /// The reason in words.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn into_response(self) -> Response<Body> {
+        let error = json!({"code": self.code, "message": self.message});
+        let mut response = respond::json(self.status, &json!({"errors": [error]}));
+        let headers = response.headers_mut();
+        match self.extra {
+            Extra::None => {}
+            Extra::RetryAfter(wait) => {
+                // A fraction of a second is a second.
+                let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+                headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            Extra::Length(length) => {
+                headers.insert(CONTENT_RANGE, respond::header_value(format!("bytes */{length}")));
+            }
+            Extra::Methods => {
+                headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            }
+        }
+        response
+    }
+}
+
+impl From<AddressError> for Refusal {
+    fn from(error: AddressError) -> Self {
+        let message = error.to_string();
+        match error {
+            AddressError::UnknownUpstream(_) | AddressError::NoUpstream(_) => {
+                Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message)
+            }
+            AddressError::Repository(_) => {
+                Self::new(StatusCode::BAD_REQUEST, "NAME_INVALID", message)
+            }
+        }
+    }
+}
+
+impl From<ParseDigestError> for Refusal {
+    fn from(error: ParseDigestError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string())
+    }
+}
+
+impl From<ParseReferenceError> for Refusal {
+    fn from(error: ParseReferenceError) -> Self {
+        match error {
+            ParseReferenceError::Digest(error) => error.into(),
+            ParseReferenceError::Tag(error) => {
+                Self::new(StatusCode::BAD_REQUEST, "TAG_INVALID", error.to_string())
+            }
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The bytes of one blob from upstream, in order, whatever happens on the way.
+//!
+//! A body that breaks off is gone on with from where it stopped, so that whoever reads along notices
+//! nothing. With more than one connection the blob is fetched in segments, several at a time; they
+//! are still handed out in order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _};
+use larder_core::Digest;
+use larder_core::name::Repository;
+use larder_core::range::ByteRange;
+use larder_upstream::{Body, Error};
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument as _, debug};
+
+use crate::upstreams::Upstream;
+
+/// How often one body is gone on with after it broke off. Each break costs a request; an upstream
+/// that breaks more often will not get to the end of a large layer, and clients should hear so.
+const MAX_RESUMES: u32 = 8;
+
+/// The wait before the second attempt to go on; each further one waits twice as long: 25 s in all.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+
+/// The bytes that one of several connections fetches at a time. Long enough that a round trip of
+/// 80 ms between segments costs little, short enough that the first reader is not kept waiting and
+/// that segments that came early fit in memory.
+const SEGMENT: u64 = 8 << 20;
+
+/// The largest blob that is taken from an upstream that does not say how long it is. The largest
+/// layers known are some 50 GB; without a bound a body without end would fill the disk.
+const MAX_UNANNOUNCED: u64 = 64 << 30;
+
+/// What is being fetched.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) repository: Repository,
+    pub(crate) digest: Digest,
+}
+
+/// The bytes of a blob, or of a part of it, as they come.
+pub(crate) struct Source {
+    wanted: Wanted,
+    /// The next byte that will be handed out.
+    at: u64,
+    /// The first byte that is not wanted; `None` while nobody knows where the blob ends.
+    end: Option<u64>,
+    /// The length of the whole blob.
+    length: Option<u64>,
+    /// Bytes of the current body that come before `at`: upstream ignored the range.
+    skip: u64,
+    body: Option<Body>,
+    /// An error that was met ahead of time.
+    broken: Option<Error>,
+    resumes: u32,
+    /// Segments that other connections fetch, in order. Empty with one connection.
+    ahead: Ahead,
+}
+
+#[derive(Default)]
+struct Ahead {
+    n_connections: usize,
+    next: u64,
+    end: u64,
+    under_way: VecDeque<AbortOnDropHandle<Result<Vec<Bytes>, Error>>>,
+    ready: VecDeque<Bytes>,
+}
+
+impl Source {
+    /// Asks upstream for the blob from byte `start` on, to its end.
+    ///
+    /// # Errors
+    ///
+    /// As [`larder_upstream::Client::blob`].
+    pub(crate) async fn open(wanted: Wanted, start: u64) -> Result<Self, Error> {
+        let n_connections = usize::from(wanted.upstream.settings.parallel());
+        if n_connections < 2 {
+            return Self::open_one(wanted, start, None).await;
+        }
+        let first = ByteRange { start, last: start.saturating_add(SEGMENT - 1) };
+        let mut source = Self::open_one(wanted, start, Some(first.last)).await?;
+        source.fetch_ahead(n_connections - 1);
+        Ok(source)
+    }
+
+    /// Asks upstream for a part of the blob.
+    ///
+    /// # Errors
+    ///
+    /// As [`larder_upstream::Client::blob`].
+    pub(crate) async fn open_part(
+        wanted: Wanted,
+        start: u64,
+        last: Option<u64>,
+    ) -> Result<Self, Error> {
+        Self::open_one(wanted, start, last).await
+    }
+
+    async fn open_one(wanted: Wanted, start: u64, last: Option<u64>) -> Result<Self, Error> {
+        let mut source = Self {
+            wanted,
+            at: start,
+            end: last.map(|last| last.saturating_add(1)),
+            length: None,
+            skip: 0,
+            body: None,
+            broken: None,
+            resumes: 0,
+            ahead: Ahead::default(),
+        };
+        source.ask().await?;
+        Ok(source)
+    }
+
+    /// The length of the whole blob in bytes, if upstream has said it.
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    /// Takes the length from a manifest, where upstream has not said it.
+    ///
+    /// # Errors
+    ///
+    /// Upstream has said another length: it does not have what the manifest means.
+    pub(crate) fn expect(&mut self, expected: Option<u64>) -> Result<(), Error> {
+        match (self.length, expected) {
+            (Some(said), Some(expected)) if said != expected => {
+                let text = format!("the blob has {said} bytes where its manifest says {expected}");
+                Err(Error::Protocol(text))
+            }
+            (None, Some(_)) => {
+                self.length = expected;
+                self.end = expected;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The next bytes; `None` after the last one. Not to be dropped while it waits: what it has
+    /// asked of upstream would be asked again.
+    pub(crate) async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        if let Some(result) = self.next_ahead().await {
+            return Some(result);
+        }
+        loop {
+            match self.next_of_body().await {
+                Some(Ok(bytes)) => return Some(Ok(bytes)),
+                None if self.is_complete() => return self.next_ahead().await,
+                None => self.broken = Some(ended_early()),
+                Some(Err(error)) => self.broken = Some(error),
+            }
+            if let Err(error) = self.resume().await {
+                return Some(Err(error));
+            }
+        }
+    }
+
+    /// The next bytes, if they have come already.
+    pub(crate) fn next_ready(&mut self) -> Option<Bytes> {
+        if self.broken.is_some() {
+            return None;
+        }
+        match self.next_of_body().now_or_never()? {
+            Some(Ok(bytes)) => Some(bytes),
+            Some(Err(error)) => {
+                self.broken = Some(error);
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// The next bytes of the current body. Can be dropped while it waits.
+    async fn next_of_body(&mut self) -> Option<Result<Bytes, Error>> {
+        if let Some(error) = self.broken.take() {
+            return Some(Err(error));
+        }
+        loop {
+            if self.end.is_some_and(|end| self.at >= end) {
+                self.body = None;
+                return None;
+            }
+            let mut bytes = match self.body.as_mut()?.next().await? {
+                Ok(bytes) => bytes,
+                Err(error) => return Some(Err(error)),
+            };
+            let n_skipped = self.skip.min(bytes.len() as u64);
+            self.skip -= n_skipped;
+            // Neither cut is beyond the length of what it cuts, which fits in memory.
+            let _ = bytes.split_to(usize::try_from(n_skipped).unwrap_or(usize::MAX));
+            let left = self.end.map_or(u64::MAX, |end| end - self.at);
+            bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            if bytes.is_empty() {
+                continue;
+            }
+            self.at += bytes.len() as u64;
+            if self.end.is_none() && self.at > MAX_UNANNOUNCED {
+                return Some(Err(Error::TooLarge { limit: MAX_UNANNOUNCED }));
+            }
+            return Some(Ok(bytes));
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.end.is_none_or(|end| self.at >= end)
+    }
+
+    /// Asks for the rest, after a wait that grows, until upstream gives it or there is no point.
+    async fn resume(&mut self) -> Result<(), Error> {
+        self.body = None;
+        loop {
+            let error = self.broken.take().unwrap_or_else(ended_early);
+            if self.resumes == MAX_RESUMES || !is_worth_resuming(&error) {
+                return Err(error);
+            }
+            if self.resumes > 0 {
+                let wait = FIRST_WAIT * 2_u32.pow(self.resumes - 1);
+                tokio::time::sleep(wait).await;
+            }
+            self.resumes += 1;
+            let (digest, at) = (&self.wanted.digest, self.at);
+            debug!(blob.digest = %digest, %error, "going on with {digest} at byte {at}");
+            match self.ask().await {
+                Ok(()) => return Ok(()),
+                Err(error) => self.broken = Some(error),
+            }
+        }
+    }
+
+    async fn ask(&mut self) -> Result<(), Error> {
+        let Wanted { upstream, repository, digest } = &self.wanted;
+        let last = self.end.map(|end| end - 1);
+        let is_whole = self.at == 0 && last.is_none();
+        let range = (!is_whole).then_some((self.at, last));
+        let blob = upstream.client.blob(repository, digest, range).await?;
+        if let (Some(known), Some(said)) = (self.length, blob.length)
+            && known != said
+        {
+            let text = format!("the blob had {known} bytes and now has {said}");
+            return Err(Error::Protocol(text));
+        }
+        if blob.start > self.at {
+            return Err(Error::Protocol("the range begins after the byte asked for".to_owned()));
+        }
+        self.skip = self.at - blob.start;
+        self.length = self.length.or(blob.length);
+        self.end = match (self.end, self.length) {
+            (Some(end), Some(length)) => Some(end.min(length)),
+            (end, length) => end.or(length),
+        };
+        self.body = Some(blob.body);
+        Ok(())
+    }
+
+    // === several connections ===
+
+    /// Has the segments after the current body fetched by `n_connections` more, if the blob is
+    /// long enough for that.
+    fn fetch_ahead(&mut self, n_connections: usize) {
+        if let (Some(end), Some(length)) = (self.end, self.length) {
+            self.ahead = Ahead { n_connections, next: end, end: length, ..Ahead::default() };
+            self.start_segments();
+        }
+    }
+
+    fn start_segments(&mut self) {
+        let ahead = &mut self.ahead;
+        while ahead.under_way.len() < ahead.n_connections && ahead.next < ahead.end {
+            let last = (ahead.next + SEGMENT).min(ahead.end) - 1;
+            let fetching = fetch_segment(self.wanted.clone(), ahead.next, last);
+            ahead.next = last + 1;
+            let task: JoinHandle<_> = tokio::spawn(fetching.in_current_span());
+            ahead.under_way.push_back(AbortOnDropHandle::new(task));
+        }
+    }
+
+    /// The next bytes of the segments that were fetched ahead, once the current body is done.
+    async fn next_ahead(&mut self) -> Option<Result<Bytes, Error>> {
+        loop {
+            if let Some(bytes) = self.ahead.ready.pop_front() {
+                return Some(Ok(bytes));
+            }
+            let is_done = self.body.is_none() && self.broken.is_none();
+            if !is_done {
+                return None;
+            }
+            let segment = self.ahead.under_way.pop_front()?;
+            self.start_segments();
+            match segment.await {
+                Ok(Ok(pieces)) => self.ahead.ready.extend(pieces),
+                Ok(Err(error)) => return Some(Err(error)),
+                Err(_) => return Some(Err(ended_early())),
+            }
+        }
+    }
+}
+
+/// A segment in pieces.
+async fn fetch_segment(wanted: Wanted, start: u64, last: u64) -> Result<Vec<Bytes>, Error> {
+    let mut source = Source::open_one(wanted, start, Some(last)).await?;
+    let mut pieces = Vec::new();
+    loop {
+        match Box::pin(source.next()).await {
+            Some(Ok(bytes)) => pieces.push(bytes),
+            Some(Err(error)) => return Err(error),
+            None => return Ok(pieces),
+        }
+    }
+}
+
+fn is_worth_resuming(error: &Error) -> bool {
+    matches!(error, Error::Unavailable { .. } | Error::TimedOut)
+}
+
+fn ended_early() -> Error {
+    Error::Unavailable { doing: "the body ended early".to_owned(), status: None, source: None }
+}

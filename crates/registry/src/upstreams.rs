@@ -1,0 +1,297 @@
+//! The upstreams that are known, and how each is doing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use larder_core::Host;
+use larder_core::address::{Address, AddressError, Asked, Directory};
+use larder_core::name::{DOCKER_HUB, Repository};
+use larder_upstream::{Client, SetupError};
+use parking_lot::Mutex;
+use url::Url;
+
+use crate::config;
+use crate::metrics::{Metrics, UpstreamMetrics};
+
+/// How long a connection may take, TLS included. Registries answer a handshake within a round trip
+/// or two; who takes longer is away.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an upstream may be silent, before the head of an answer and between two pieces of a
+/// body. A silent body holds one of the three download slots that a containerd has.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many hosts one wildcard may stand for at one time. Each has a pool of connections.
+const MAX_WILDCARD_HOSTS: usize = 256;
+
+/// Why upstreams cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupUpstreamError {
+    /// A client cannot be made with these settings.
+    #[error("setting up the upstream {upstream}")]
+    Client {
+        /// The entry, as configured.
+        upstream: String,
+        /// What is wrong.
+        source: SetupError,
+    },
+    /// The credentials cannot be read.
+    #[error("reading the credentials for {upstream}")]
+    Credentials {
+        /// The host.
+        upstream: String,
+        /// What is wrong.
+        source: config::CredentialsError,
+    },
+    /// A glob cannot be read.
+    #[error("reading `allow` and `deny` of the upstream {upstream}")]
+    Glob {
+        /// The entry, as configured.
+        upstream: String,
+        /// What is wrong.
+        source: globset::Error,
+    },
+}
+
+/// All upstreams by the names that clients use.
+#[derive(Debug)]
+pub(crate) struct Upstreams {
+    directory: Directory,
+    entries: Vec<Entry>,
+}
+
+/// One configured upstream.
+#[derive(Debug)]
+struct Entry {
+    settings: Arc<Settings>,
+    /// Those made so far: one, or one for each host that a wildcard has been asked for.
+    by_host: Mutex<HashMap<Host, Arc<Upstream>>>,
+}
+
+/// What the hosts of one entry have in common.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    config: config::Upstream,
+    allow: Option<GlobSet>,
+    deny: GlobSet,
+    pub(crate) metrics: Arc<UpstreamMetrics>,
+}
+
+/// One registry.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) client: Client,
+    pub(crate) standing: Standing,
+}
+
+/// How an upstream has been doing lately.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    is_suspect: AtomicBool,
+    left_alone_until: Mutex<Option<Instant>>,
+}
+
+impl Upstreams {
+    pub(crate) fn new(
+        configured: Vec<config::Upstream>,
+        metrics: &Metrics,
+    ) -> Result<Self, SetupUpstreamError> {
+        let mut directory = Directory::default();
+        let mut entries = Vec::new();
+        for (n, config) in configured.into_iter().enumerate() {
+            directory.add(n, &config.host, &config.alias);
+            let metrics = metrics.of_upstream(config.host.as_str());
+            let settings = Arc::new(Settings::new(config, metrics)?);
+            let mut by_host = HashMap::new();
+            if let Some(host) = settings.config.host.exact() {
+                by_host.insert(host.clone(), Arc::new(Upstream::new(&settings, host)?));
+            }
+            entries.push(Entry { settings, by_host: Mutex::new(by_host) });
+        }
+        Ok(Self { directory, entries })
+    }
+
+    /// The upstream and repository that a request means.
+    pub(crate) fn resolve(&self, asked: Asked<'_>) -> Result<Address, AddressError> {
+        self.directory.resolve(asked)
+    }
+
+    /// The registry that an address names.
+    ///
+    /// # Errors
+    ///
+    /// A client cannot be made for it: its files have changed since they were checked.
+    pub(crate) fn get(&self, address: &Address) -> Result<Arc<Upstream>, SetupUpstreamError> {
+        let (entry, host) = (&self.entries[address.entry], &address.name.host);
+        let mut by_host = entry.by_host.lock();
+        if let Some(upstream) = by_host.get(host) {
+            return Ok(Arc::clone(upstream));
+        }
+        let upstream = Arc::new(Upstream::new(&entry.settings, host)?);
+        if by_host.len() >= MAX_WILDCARD_HOSTS
+            && let Some(any) = by_host.keys().next().cloned()
+        {
+            by_host.remove(&any);
+        }
+        by_host.insert(host.clone(), Arc::clone(&upstream));
+        Ok(upstream)
+    }
+}
+
+impl Settings {
+    fn new(
+        config: config::Upstream,
+        metrics: Arc<UpstreamMetrics>,
+    ) -> Result<Self, SetupUpstreamError> {
+        let glob_set = |globs: &[String]| {
+            let set = globs.iter().try_fold(GlobSetBuilder::new(), |mut set, glob| {
+                set.add(Glob::new(glob)?);
+                Ok(set)
+            });
+            let upstream = config.host.to_string();
+            set.and_then(|set| set.build())
+                .map_err(|source| SetupUpstreamError::Glob { upstream, source })
+        };
+        let allow = (!config.allow.is_empty()).then(|| glob_set(&config.allow)).transpose()?;
+        let deny = glob_set(&config.deny)?;
+        Ok(Self { config, allow, deny, metrics })
+    }
+
+    /// Whether this cache serves the repository at all.
+    pub(crate) fn allows(&self, repository: &Repository) -> bool {
+        let name = repository.as_str();
+        self.allow.as_ref().is_none_or(|allow| allow.is_match(name)) && !self.deny.is_match(name)
+    }
+
+    pub(crate) fn freshness(&self) -> Duration {
+        self.config.freshness
+    }
+
+    pub(crate) fn deadline(&self) -> Duration {
+        self.config.deadline
+    }
+
+    pub(crate) fn serve_deleted(&self) -> bool {
+        self.config.serve_deleted
+    }
+
+    pub(crate) fn parallel(&self) -> u8 {
+        self.config.parallel
+    }
+}
+
+impl Upstream {
+    fn new(settings: &Arc<Settings>, host: &Host) -> Result<Self, SetupUpstreamError> {
+        let config = &settings.config;
+        let urls = match config.urls.is_empty() {
+            true => vec![default_url(host)],
+            false => config.urls.clone(),
+        };
+        let client = Client::new(
+            larder_upstream::Settings {
+                host: host.clone(),
+                urls,
+                credentials: credentials(&config.credentials, host)?,
+                proxy: config.proxy.clone(),
+                ca: config.ca.clone(),
+                insecure_skip_verify: config.insecure_skip_verify,
+                connect_timeout: CONNECT_TIMEOUT,
+                read_timeout: READ_TIMEOUT,
+            },
+            Arc::clone(&settings.metrics) as Arc<dyn larder_upstream::Observer>,
+        );
+        let client = client.map_err(|source| SetupUpstreamError::Client {
+            upstream: config.host.to_string(),
+            source,
+        })?;
+        Ok(Self { settings: Arc::clone(settings), client, standing: Standing::default() })
+    }
+}
+
+fn credentials(
+    configured: &config::Credentials,
+    host: &Host,
+) -> Result<larder_upstream::Credentials, SetupUpstreamError> {
+    use larder_upstream::Credentials;
+    if let config::Credentials::DockerConfig { path } = configured {
+        return Ok(Credentials::DockerConfig(path.clone()));
+    }
+    let read = configured.read(host);
+    let read = read
+        .map_err(|source| SetupUpstreamError::Credentials { upstream: host.to_string(), source })?;
+    Ok(read.map_or(Credentials::Anonymous, |(username, password)| Credentials::Basic {
+        username,
+        password: password.expose().into(),
+    }))
+}
+
+fn default_url(host: &Host) -> Url {
+    let name = if host.is_docker_hub() { "registry-1.docker.io" } else { host.as_str() };
+    let url = format!("https://{name}/");
+    url.parse().unwrap_or_else(|_| unreachable!("`{url}` has a host such as {DOCKER_HUB}"))
+}
+
+impl Standing {
+    /// Whether a caller with a stored answer should not wait: upstream's last sign was a failure or
+    /// a missed deadline, or it wants to be left alone.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.is_suspect.load(Ordering::Relaxed) || self.is_left_alone()
+    }
+
+    /// Whether upstream has asked to be left alone, and the time is not over.
+    pub(crate) fn is_left_alone(&self) -> bool {
+        let mut until = self.left_alone_until.lock();
+        match *until {
+            Some(instant) if Instant::now() < instant => true,
+            Some(_) => {
+                *until = None;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Upstream has answered.
+    pub(crate) fn answered(&self) {
+        self.is_suspect.store(false, Ordering::Relaxed);
+    }
+
+    /// Upstream has failed, or not answered in time.
+    pub(crate) fn failed(&self) {
+        self.is_suspect.store(true, Ordering::Relaxed);
+    }
+
+    /// Upstream has asked for fewer requests.
+    pub(crate) fn leave_alone(&self, wait: Duration) {
+        *self.left_alone_until.lock() = Some(Instant::now() + wait);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_is_suspect_until_it_answers() {
+        let standing = Standing::default();
+        assert!(!standing.is_suspect());
+        standing.failed();
+        assert!(standing.is_suspect());
+        standing.answered();
+        assert!(!standing.is_suspect());
+    }
+
+    #[test]
+    fn an_upstream_is_left_alone_as_long_as_it_asked() {
+        let standing = Standing::default();
+        standing.leave_alone(Duration::from_secs(3600));
+        standing.answered();
+        assert!(standing.is_suspect() && standing.is_left_alone());
+        standing.leave_alone(Duration::ZERO);
+        assert!(!standing.is_suspect() && !standing.is_left_alone());
+    }
+}
