@@ -8,6 +8,7 @@
 //!
 //! - [`larder`]: the program under test, known by its command line and its addresses only;
 //! - [`docker_registry`], [`containerd`], [`podman`], [`skopeo`]: its peers;
+//! - [`scene`]: the usual scene;
 //! - [`http`]: a client that sees what real ones hide, such as how a body ended;
 //! - [`process`], [`scratch`], [`memory`]: children, folders and their ends.
 //!
@@ -25,6 +26,7 @@ pub mod memory;
 pub mod metrics;
 pub mod podman;
 pub mod process;
+pub mod scene;
 pub mod scratch;
 pub mod skopeo;
 
@@ -32,4 +34,5 @@ pub use containerd::Containerd;
 pub use docker_registry::DockerRegistry;
 pub use larder::Larder;
 pub use podman::Podman;
+pub use scene::Scene;
 pub use skopeo::Skopeo;

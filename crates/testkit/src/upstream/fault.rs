@@ -11,13 +11,14 @@ pub struct On {
     listener: Option<Listener>,
     method: Option<&'static str>,
     part: String,
+    n_to_spare: u32,
     n_left: u32,
 }
 
 impl On {
     /// Requests whose path contains `part`; an empty part means every request.
     pub fn path(part: impl Into<String>) -> Self {
-        Self { listener: None, method: None, part: part.into(), n_left: u32::MAX }
+        Self { listener: None, method: None, part: part.into(), n_to_spare: 0, n_left: u32::MAX }
     }
 
     /// Requests for the blob or manifest called `digest`.
@@ -57,6 +58,13 @@ impl On {
     #[must_use]
     pub fn times(self, n: u32) -> Self {
         Self { n_left: n, ..self }
+    }
+
+    /// Of these, all but the first `n` from now on. With [`Self::times`], those come after the spared
+    /// ones.
+    #[must_use]
+    pub fn sparing(self, n: u32) -> Self {
+        Self { n_to_spare: n, ..self }
     }
 
     fn is_for(&self, request: &Request) -> bool {
@@ -119,7 +127,11 @@ impl Rules {
     pub(super) fn take(&mut self, request: &Request) -> Vec<Fault> {
         let mut faults = Vec::new();
         for (on, fault) in self.0.iter_mut().filter(|(on, _)| on.is_for(request)) {
-            on.n_left = on.n_left.saturating_sub(1);
+            if on.n_to_spare > 0 {
+                on.n_to_spare -= 1;
+                continue;
+            }
+            on.n_left -= 1;
             faults.push(fault.clone());
         }
         faults

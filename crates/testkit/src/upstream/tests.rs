@@ -51,6 +51,17 @@ async fn a_cut_body_ends_exactly_where_it_was_cut() {
 }
 
 #[tokio::test]
+async fn a_fault_can_begin_late_and_end_early() {
+    let (upstream, image) = upstream_with_image().await;
+    upstream.fault(On::blobs().sparing(1).times(2), Fault::Status(503));
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(get(&upstream, &path(&image), "").await.status);
+    }
+    assert_eq!(statuses, [200, 503, 503, 200]);
+}
+
+#[tokio::test]
 async fn a_reset_body_ends_in_an_error() {
     let (upstream, image) = upstream_with_image().await;
     upstream.fault(On::blobs(), Fault::ResetAfter(10));

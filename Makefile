@@ -1,0 +1,66 @@
+# The one door. Everything below runs the same here as where changes are checked.
+#
+#   make test        all that must hold: installs what tests run, then checks, builds and tests
+#   make check       only what needs no peer: format, lints, documentation
+#   make test-full   the same with the release build and many more crashes, and licences
+#   make audit       licences, banned crates, and known vulnerabilities (asks the network)
+#   make bench       measures a release build against its peers
+#   make test-deps   installs the programs that tests run (Debian)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# Outside the clone, so that a fresh clone builds on what an earlier one left.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/larder/target
+
+# How many times the program is killed in mid-fill.
+export LARDER_CRASH_ROUNDS ?= 25
+
+.PHONY: check test test-full bench test-deps tools deny fmt lint doc build test-crates licences audit
+
+test: test-deps check build test-crates
+
+check: fmt lint doc
+
+test-deps:
+	scripts/test-deps
+
+# What rust-toolchain.toml names, where rustup did not install it by itself.
+tools:
+	cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+
+fmt: tools
+	cargo fmt --all -- --check
+
+lint: tools
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+doc: tools
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+
+# The whole-program tests run the program that is built here. All at once, so that every dependency
+# is built with one set of features, once.
+build:
+	cargo build --locked --workspace --all-targets
+
+test-crates: build
+	cargo test --locked --workspace
+
+test-full: test-deps check licences
+	cargo build --locked --release --package larder
+	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 \
+		cargo test --locked --workspace
+
+deny:
+	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+
+licences: deny
+	cargo deny --locked check bans licenses sources
+
+audit: deny
+	cargo deny --locked check
+
+bench:
+	cargo build --locked --release --package larder
+	"$(CARGO_TARGET_DIR)/release/larder" bench
