@@ -1,0 +1,102 @@
+//! The first pull of a blob.
+
+use anyhow::Context;
+
+use super::client::Target as Get;
+use super::content::Blob;
+use super::forwarder::{Forwarder, Link};
+use super::larder::{Larder, Setup};
+use super::peers::{Registry, blob_at};
+use super::report::{Findings, Target, Unit};
+use super::rounds::take_turns;
+use super::stats::Summary;
+use super::{Bench, MIB, progress};
+
+/// Above the size that larder verifies before the first byte, 1 MiB.
+const FIRST_BYTE_BLOB: u64 = 8 * MIB;
+
+/// What this section does.
+pub(crate) fn what(bench: &Bench) -> String {
+    format!(
+        "A {} MiB blob straight from the upstream, and through a larder that has nothing stored \
+         (a new one for each round). The first byte is timed on {} blobs of 8 MiB, from when the \
+         forwarder passes on the first byte of the upstream's body.",
+        bench.scaled(256, 64),
+        bench.scaled(50, 10)
+    )
+}
+
+/// Times first bytes and whole pulls.
+///
+/// # Errors
+///
+/// A program does not start, or a download fails.
+pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Findings> {
+    let registry = Registry::start(bench, None)?;
+    let mut findings = Findings::default();
+    first_byte(bench, &registry, &mut findings)?;
+
+    let blob = bench.images().add_random(1, bench.scaled(256, 64) * MIB)?;
+    let bare = registry.address();
+    pull(bench, bare, "loopback", &blob, bench.scaled(9, 3), &mut findings)?;
+    for (name, total) in [("10 Gbit/s", 1_250_000_000), ("1 Gbit/s", 125_000_000)] {
+        let link = Link { total: Some(total), ..Link::default() };
+        let forwarder = Forwarder::start(bare, link)?;
+        let rounds = bench.scaled(7, 2);
+        let ratio = pull(bench, forwarder.address(), name, &blob, rounds, &mut findings)?;
+        let what = format!("{name}: through larder ÷ direct");
+        findings.target(what, Unit::Times, ratio, Target::AtMost(1.05));
+    }
+    findings.note(
+        "On bare loopback nothing waits for a network: upstream, larder (which also hashes and \
+         stores) and client share the cores, and so do they and the forwarder at 10 Gbit/s; what \
+         is seen there is CPU time, not waiting.",
+    );
+    Ok(findings)
+}
+
+fn first_byte(bench: &Bench, registry: &Registry, findings: &mut Findings) -> anyhow::Result<()> {
+    progress("cold: first byte");
+    let forwarder = Forwarder::start(registry.address(), Link::default())?;
+    let data = bench.directory()?;
+    let larder = Larder::start(bench, &Setup::new(forwarder.address(), data.path().to_owned()))?;
+    let mut milliseconds = Vec::new();
+    for round in 0..bench.scaled(50, 10) {
+        let blob = bench.images().add_random(1000 + round, FIRST_BYTE_BLOB)?;
+        let download = larder.blob(&blob.digest).verify(&blob.digest)?;
+        let upstream = forwarder.first_byte_of(&blob.digest).context("no body came through")?;
+        let later = download.first_byte.saturating_duration_since(upstream);
+        milliseconds.push(later.as_secs_f64() * 1e3);
+    }
+    let what = "first byte after the upstream's";
+    let median = findings.row(what, Unit::Milliseconds, &milliseconds);
+    findings.target(what, Unit::Milliseconds, median, Target::AtMost(5.0));
+    let max = Summary::of(&milliseconds).map_or(f64::NAN, |summary| summary.max);
+    findings.target(format!("{what}, slowest"), Unit::Milliseconds, max, Target::AtMost(5.0));
+    Ok(())
+}
+
+/// Direct and cold pulls of `blob` from `upstream`, in turns. Time through larder, as a multiple
+/// of the time without it.
+fn pull(
+    bench: &Bench,
+    upstream: std::net::SocketAddr,
+    name: &str,
+    blob: &Blob,
+    rounds: usize,
+    findings: &mut Findings,
+) -> anyhow::Result<f64> {
+    let direct = || Ok(blob_at(upstream, &blob.digest).drain()?.seconds());
+    let cold = || {
+        let data = bench.directory()?;
+        let larder = Larder::start(bench, &Setup::new(upstream, data.path().to_owned()))?;
+        let get: Get = larder.blob(&blob.digest);
+        Ok(get.drain()?.seconds())
+    };
+    let mut contenders: [&dyn Fn() -> anyhow::Result<f64>; 2] = [&direct, &cold];
+    let what = format!("cold, {name}");
+    let seconds = take_turns(&what, rounds, &mut contenders, |contender| contender())?;
+    let direct = findings.row(format!("{name}: direct"), Unit::Seconds, &seconds[0]);
+    let cold = findings.row(format!("{name}: through larder"), Unit::Seconds, &seconds[1]);
+    Ok(cold / direct)
+}
