@@ -1,1 +1,42 @@
-fn main() {}
+//! `larder`: parse, start, exit code.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage or configuration.
+
+mod check_config;
+mod cli;
+mod failure;
+mod serve;
+mod settings;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
+
+use crate::cli::{Cli, Command};
+use crate::failure::Failure;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    match run(&matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    let cli = Cli::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
+    let (_, matches) = matches.subcommand().expect("clap requires a command");
+    match cli.command {
+        Command::Serve(command) => serve::run(&command, matches),
+        Command::CheckConfig(command) => check_config::run(&command, matches),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);
+            io::stdout().write_all(&script).map_err(Failure::writing)
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The commands and what each takes.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use larder_process::logs;
+
+use crate::settings::Settings;
+
+/// Keeps container images close to the nodes that run them.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve images: those in the store, and those of upstreams on their way into it
+    #[command(after_help = SERVE_HELP)]
+    Serve(Serve),
+    /// Say everything that is wrong with a configuration
+    #[command(after_help = CHECK_HELP)]
+    CheckConfig(CheckConfig),
+    /// Print what a shell needs to complete commands
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+const SERVE_HELP: &str = "\
+Without any flag, Docker Hub and the other well-known registries are served on 127.0.0.1:5000:
+
+    larder serve &
+    crane pull 127.0.0.1:5000/docker.io/library/alpine:latest alpine.tar
+
+Flags override variables, and variables override the file.
+SIGTERM and SIGINT stop: what is being sent is finished first. A second one ends at once.";
+
+const CHECK_HELP: &str = "\
+Prints `ok: N upstreams`, or one line for each mistake and exits with 2:
+
+    larder.toml:12: upstreams.\"ghcr.io\".freshness: `60` is not a duration; write it with its
+    unit, as in 60s
+
+Flags and variables are checked too.";
+
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+
+    /// How events are written to stderr
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
+    #[arg(env = "LARDER_LOG_FORMAT", hide_env_values = true)]
+    pub(crate) log_format: LogFormat,
+
+    /// Which events are written: error, warn, info, debug or trace, or levels for parts, such as
+    /// info,larder_store=debug
+    #[arg(long, value_name = "LEVEL", default_value_t)]
+    #[arg(env = "LARDER_LOG", hide_env_values = true)]
+    pub(crate) log_level: logs::Filter,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CheckConfig {
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+
+    /// Print JSON to stdout, mistakes too
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+impl From<LogFormat> for logs::Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_serve_has_a_variable() {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        for flag in serve.get_arguments().filter(|flag| flag.get_long() != Some("help")) {
+            let variable = flag.get_env().map(|it| it.to_string_lossy().into_owned());
+            assert!(variable.is_some_and(|it| it.starts_with("LARDER_")), "{}", flag.get_id());
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `larder serve`
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use clap::ArgMatches;
+use larder_process::shutdown::{self, Signals};
+use larder_process::{Announce, Health, Metrics, Start, logs};
+use larder_registry::config::{Config, Listener};
+use rustls::crypto::aws_lc_rs;
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::cli::Serve;
+use crate::failure::Failure;
+
+/// How long to wait at the end for threads that are still busy with the disk.
+const LAST_THREADS: Duration = Duration::from_secs(5);
+
+pub(crate) fn run(command: &Serve, matches: &ArgMatches) -> Result<(), Failure> {
+    let config = command.settings.read(matches)?;
+    logs::init(command.log_format.into(), &command.log_level).context("beginning to log")?;
+    aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow!("TLS has a provider of cryptography already"))?;
+    let runtime = runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("starting threads")?;
+    let ended = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(match ended {
+        Ok(()) => LAST_THREADS,
+        Err(_) => Duration::ZERO,
+    });
+    Ok(ended?)
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("waiting for signals")?;
+    let stopping = CancellationToken::new();
+    let (listeners, admin) = bind(&config).await?;
+
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let mut addresses = listeners.iter().map(|(tcp, _)| tcp.local_addr());
+    let addresses = addresses.by_ref().collect::<io::Result<Vec<_>>>();
+    let addresses = addresses.context("asking where we listen")?;
+    let admin_address = admin.local_addr().context("asking where we listen")?;
+    let announce = Announce::new(move || say_where(scheme, &addresses, admin_address));
+
+    let version = env!("CARGO_PKG_VERSION");
+    info!("larder {version} is starting; its store is {}", config.data.display());
+    let start = Start {
+        stopping: stopping.clone(),
+        health: Health::new(stopping.clone()),
+        metrics: Metrics::new("larder", version),
+        announce,
+    };
+    tokio::select! {
+        biased;
+        () = shutdown::second_signal(async || signals.next().await, &stopping) => {
+            Err(anyhow!("ended by a second signal, before what was being done had ended"))
+        }
+        ended = larder_registry::run(config, start, listeners, admin) => Ok(ended?),
+    }
+}
+
+/// Opens every address, before anything else is opened: what cannot be had is known at once.
+async fn bind(config: &Config) -> anyhow::Result<(Vec<(TcpListener, Listener)>, TcpListener)> {
+    let mut listeners = Vec::new();
+    for listener in &config.listen {
+        listeners.push((bind_one(listener.address).await?, listener.clone()));
+    }
+    Ok((listeners, bind_one(config.admin).await?))
+}
+
+async fn bind_one(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
+}
+
+/// Says on stdout where we serve. Others wait for these lines.
+fn say_where(scheme: &str, addresses: &[SocketAddr], admin: SocketAddr) {
+    let mut lines: String =
+        addresses.iter().map(|address| format!("listening on {scheme}://{address}\n")).collect();
+    lines.push_str(&format!("admin on http://{admin}\n"));
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = stdout.write_all(lines.as_bytes()).and_then(|()| stdout.flush()) {
+        warn!("saying on stdout where we listen: {error}");
+    }
+}
