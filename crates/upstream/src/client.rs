@@ -256,8 +256,10 @@ fn manifest_question(
 ) -> Question {
     let path = format!("v2/{}/manifests/{reference}", repository.as_str());
     let mut question = question(method, Some(repository), path);
-    // What a client accepts was text of its own header; what no header can carry is left out.
-    if let Ok(value) = HeaderValue::from_str(&accept.to_string()) {
+    // Without the header anything is acceptable, which is the best that can be made of a list that
+    // is empty or that no header can carry.
+    let types = Some(accept.to_string()).filter(|types| !types.is_empty());
+    if let Some(value) = types.and_then(|types| HeaderValue::from_str(&types).ok()) {
         question.headers.insert(ACCEPT, value);
     }
     question

@@ -64,7 +64,7 @@ pub(crate) async fn fetch(
             Ok(parse(&text).map_err(|problem| Error::Protocol(format!("{who} {problem}")))?)
         }
         (401 | 403, Login::Anonymous) => Err(Error::Denied.into()),
-        (403, Login::Password { .. }) if wanted.scope.is_some() => {
+        (403, Login::Password { .. } | Login::Refresh(_)) if wanted.scope.is_some() => {
             let nothing = Wanted { scope: None, ..wanted.clone() };
             let is_known = ask(transport, &nothing, login).await?.status == StatusCode::OK;
             let refused = || keychain.refused_by(&who, status);

@@ -167,7 +167,8 @@ impl Transport {
     /// Sends `request` with `authorization` and follows redirects.
     ///
     /// Only the origin that `request` names sees `authorization`, and only until it redirects to
-    /// another one. A redirect from `https` to `http` is refused.
+    /// another one. A redirect from `https` to `http` is refused, and any redirect of a request that
+    /// has a body: what we post is a credential.
     ///
     /// The answer can have any status but those of redirects.
     pub(crate) async fn send(
@@ -186,6 +187,10 @@ impl Transport {
             let is_redirect = matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308);
             if !is_redirect {
                 return check_encoding(answer);
+            }
+            if request.body.is_some() {
+                let text = format!("{} redirects what was posted", answer.who());
+                return Err(Error::Protocol(text).into());
             }
             request.url = target(&answer, is_plain)?;
         }

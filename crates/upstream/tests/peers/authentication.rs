@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::http::Response;
 use futures_util::future::join_all;
 use larder_upstream::{Credentials, Error, Settings};
+use tokio::sync::Notify;
 
 use crate::fake::*;
 
@@ -80,6 +81,41 @@ async fn a_token_that_is_revoked_in_mid_life_is_replaced_once() {
     let (name, reference, accept) = (repository(), tag(), all());
     let answers = join_all((0..10).map(|_| client.manifest(&name, &reference, &accept))).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert_eq!(fake.count("/token"), 2);
+}
+
+#[tokio::test]
+async fn a_late_refusal_of_an_old_token_does_not_cost_the_new_one() {
+    let (arrived, cue) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let epoch = Arc::new(AtomicU64::new(1));
+    let (tell, wait, now) = (arrived.clone(), cue.clone(), epoch.clone());
+    let fake = Fake::start(move |seen| {
+        let epoch = now.load(Ordering::SeqCst);
+        let is_slow = epoch == 2 && seen.path().contains("/blobs/");
+        match (seen.path(), seen.header("authorization")) {
+            ("/token", _) => ok(format!(r#"{{"token":"t{epoch}","expires_in":300}}"#)).into(),
+            (_, "Bearer t1") if is_slow => {
+                tell.notify_one();
+                Reply::After(wait.clone(), challenge(seen))
+            }
+            (_, token) if token == format!("Bearer t{epoch}") => ok("{}").into(),
+            _ => challenge(seen).into(),
+        }
+    })
+    .await;
+    let client = client(&fake);
+    client.manifest(&repository(), &tag(), &all()).await.unwrap();
+    epoch.store(2, Ordering::SeqCst);
+    let (name, digest) = (repository(), digest());
+    let ((), head) = tokio::join!(
+        async {
+            arrived.notified().await;
+            client.manifest(&repository(), &tag(), &all()).await.unwrap();
+            cue.notify_one();
+        },
+        client.head_blob(&name, &digest),
+    );
+    head.unwrap();
     assert_eq!(fake.count("/token"), 2);
 }
 
@@ -181,6 +217,39 @@ async fn an_identity_token_is_exchanged_by_post() {
     let (_dir, client) = docker_config_client(&fake, "stale");
     let error = client.manifest(&repository(), &tag(), &all()).await.unwrap_err();
     assert!(matches!(error, Error::CredentialRefused(_)), "{error}");
+}
+
+#[tokio::test]
+async fn an_identity_token_is_not_posted_to_where_the_token_service_redirects() {
+    let thief = Fake::start(|_| ok(r#"{"access_token":"t"}"#)).await;
+    let to = thief.url.to_string();
+    let fake = registry(move |_| redirect(&to)).await;
+    let (_dir, client) = docker_config_client(&fake, "i");
+    let error = client.manifest(&repository(), &tag(), &all()).await.unwrap_err();
+    assert!(matches!(error, Error::Protocol(_)), "{error}");
+    assert_eq!(thief.log(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_password_that_was_changed_in_its_file_is_used() {
+    let fake = registry(|seen| match seen.header("authorization") {
+        U_P => ok(r#"{"token":"t","expires_in":300}"#),
+        _ => status(401),
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let write = |auth: &str| {
+        let text = format!(r#"{{"auths":{{"registry.example":{{"auth":"{auth}"}}}}}}"#);
+        std::fs::write(&path, text).unwrap();
+    };
+    write("dTp3cm9uZw==");
+    let credentials = Credentials::DockerConfig(path.clone());
+    let client = client_of(Settings { credentials, ..settings(&[&fake.url]) });
+    let error = client.manifest(&repository(), &tag(), &all()).await.unwrap_err();
+    assert!(matches!(error, Error::CredentialRefused(_)), "{error}");
+    write("dTpw");
+    client.manifest(&repository(), &tag(), &all()).await.unwrap();
 }
 
 #[tokio::test]

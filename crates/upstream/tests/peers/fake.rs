@@ -12,6 +12,7 @@ use larder_core::{Digest, Reference, Repository};
 use larder_upstream::{Client, Credentials, Observer, Settings, Url};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// A request that arrived.
@@ -46,6 +47,8 @@ impl Seen {
 /// What becomes of a request.
 pub(crate) enum Reply {
     Answer(Response<Body>),
+    /// The answer comes when this is notified.
+    After(Arc<Notify>, Response<Body>),
     /// The connection stays open and nothing comes.
     Silence,
 }
@@ -76,6 +79,10 @@ impl Fake {
             async move {
                 match reply {
                     Reply::Answer(response) => response,
+                    Reply::After(cue, response) => {
+                        cue.notified().await;
+                        response
+                    }
                     Reply::Silence => std::future::pending().await,
                 }
             }

@@ -152,6 +152,16 @@ async fn what_is_no_list_of_tags_is_refused() {
     assert!(matches!(error, Error::TooLarge { .. }), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_can_be_read_by_another_task_after_its_client_is_gone() {
+    let fake = Fake::start(|_| ok("hello\n")).await;
+    let client = client(&fake);
+    let asked = tokio::spawn(async move { client.blob(&repository(), &digest(), None).await });
+    let mut body = asked.await.unwrap().unwrap().body;
+    let read = tokio::spawn(async move { body.next().await.unwrap().unwrap() });
+    assert_eq!(read.await.unwrap(), "hello\n");
+}
+
 #[tokio::test]
 async fn an_observer_hears_of_every_request_and_byte() {
     let fake = Fake::start(|seen| match seen.path() {
