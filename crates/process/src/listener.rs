@@ -307,3 +307,6 @@ fn builder(limits: &Limits, heard: &Arc<Heard>) -> auto::Builder<TokioExecutor> 
         .keep_alive_timeout(PING.1);
     builder
 }
+
+#[cfg(test)]
+mod tests;

@@ -261,3 +261,8 @@ fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, LoadEr
         source => LoadError::Pem { path: path.to_owned(), source },
     })
 }
+
+#[cfg(test)]
+pub(crate) mod test_files;
+#[cfg(test)]
+mod tests;
