@@ -1,14 +1,12 @@
 //! What is counted of what clients ask and of what upstreams are asked.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use larder_store::Store;
 use larder_upstream::Observer;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _,
-};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -16,7 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 /// The kind of thing that was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     /// A manifest by tag or digest.
     Manifest,
@@ -29,7 +27,7 @@ pub(crate) enum Kind {
 }
 
 /// How it was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
     /// From the store, as upstream has it or had it within the freshness.
     Hit,
@@ -48,24 +46,16 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 7] = [
-        Self::Hit,
-        Self::Miss,
-        Self::Stale,
-        Self::Pass,
-        Self::NotFound,
-        Self::Refused,
-        Self::Failed,
-    ];
+    const N: usize = Self::Failed as usize + 1;
 
-    /// The word for logs, and for the header `X-Larder-Cache` where content is served.
+    /// The word for metrics and logs, and for the header `X-Larder-Cache` where content is served.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
             Self::Miss => "miss",
             Self::Stale => "stale",
             Self::Pass => "pass",
-            Self::NotFound => "not found",
+            Self::NotFound => "not_found",
             Self::Refused => "refused",
             Self::Failed => "failed",
         }
@@ -73,14 +63,23 @@ impl Outcome {
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Manifest, Self::Blob, Self::Tags, Self::Other];
+    const N: usize = Self::Other as usize + 1;
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Manifest => "manifest",
+            Self::Blob => "blob",
+            Self::Tags => "tags",
+            Self::Other => "other",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     upstream: String,
-    kind: Kind,
-    outcome: Outcome,
+    kind: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -97,7 +96,7 @@ struct UpstreamRequestLabels {
 }
 
 /// What of the store failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum StoreOp {
     /// Looking something up, or reading it.
     Read,
@@ -109,7 +108,17 @@ pub(crate) enum StoreOp {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StoreLabels {
-    op: StoreOp,
+    op: &'static str,
+}
+
+impl StoreOp {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Record => "record",
+        }
+    }
 }
 
 /// The metrics of the registry.
@@ -191,15 +200,10 @@ impl Metrics {
     /// wildcard is one label however many hosts it stands for.
     pub(crate) fn of_upstream(&self, label: &str) -> Arc<UpstreamMetrics> {
         let upstream = UpstreamLabels { upstream: label.to_owned() };
-        let requests = Kind::ALL.map(|kind| {
-            Outcome::ALL.map(|outcome| {
-                let labels = RequestLabels { upstream: label.to_owned(), kind, outcome };
-                self.requests.get_or_create_owned(&labels)
-            })
-        });
         Arc::new(UpstreamMetrics {
             label: label.to_owned(),
-            requests,
+            requests: self.requests.clone(),
+            answers: Default::default(),
             client_bytes: self.client_bytes.get_or_create_owned(&upstream),
             first_byte: self.first_byte.0.clone(),
             upstream_requests: self.upstream_requests.clone(),
@@ -209,7 +213,7 @@ impl Metrics {
     }
 
     pub(crate) fn store_error(&self, op: StoreOp) {
-        self.store_errors.get_or_create(&StoreLabels { op }).inc();
+        self.store_errors.get_or_create(&StoreLabels { op: op.as_str() }).inc();
     }
 }
 
@@ -217,7 +221,10 @@ impl Metrics {
 #[derive(Debug)]
 pub(crate) struct UpstreamMetrics {
     label: String,
-    requests: [[Counter; Outcome::ALL.len()]; Kind::ALL.len()],
+    requests: Family<RequestLabels, Counter>,
+    /// The counters of `requests` that were needed so far: found without hashing labels, and not
+    /// shown before there is something to count.
+    answers: [[OnceLock<Counter>; Outcome::N]; Kind::N],
     pub(crate) client_bytes: Counter,
     first_byte: Histogram,
     upstream_requests: Family<UpstreamRequestLabels, Counter>,
@@ -227,7 +234,12 @@ pub(crate) struct UpstreamMetrics {
 
 impl UpstreamMetrics {
     pub(crate) fn answered(&self, kind: Kind, outcome: Outcome) {
-        self.requests[kind as usize][outcome as usize].inc();
+        let count = self.answers[kind as usize][outcome as usize].get_or_init(|| {
+            let upstream = self.label.clone();
+            let (kind, outcome) = (kind.as_str(), outcome.as_str());
+            self.requests.get_or_create_owned(&RequestLabels { upstream, kind, outcome })
+        });
+        count.inc();
     }
 
     pub(crate) fn first_byte(&self, after: std::time::Duration) {

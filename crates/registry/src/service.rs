@@ -235,22 +235,19 @@ impl Registry {
 
 /// Hits are many and tell little, so they are for those who look closer.
 fn log_answer(request: &http::request::Parts, outcome: Outcome, since: Instant) {
-    let (method, path, cache) = (&request.method, request.uri.path(), outcome.as_str());
+    let (method, uri, cache) = (&request.method, &request.uri, outcome.as_str());
     match outcome {
-        Outcome::Hit => debug!(cache, "{method} {path}"),
-        _ => {
-            let duration_ms = millis(since);
-            info!(cache, duration_ms, "{method} {path}");
-        }
+        Outcome::Hit => debug!(cache, "{method} {uri}"),
+        _ => info!(cache, duration_ms = millis(since), "{method} {uri}"),
     }
 }
 
 fn log_refusal(request: &http::request::Parts, refusal: &Refusal, since: Instant) {
-    let (method, path, duration_ms) = (&request.method, request.uri.path(), millis(since));
+    let (method, uri, duration_ms) = (&request.method, &request.uri, millis(since));
     let (cache, reason) = (refusal.outcome().as_str(), refusal.message());
     match refusal.outcome() {
-        Outcome::Failed => warn!(cache, reason, duration_ms, "{method} {path}"),
-        _ => info!(cache, reason, duration_ms, "{method} {path}"),
+        Outcome::Failed => warn!(cache, reason, duration_ms, "{method} {uri}"),
+        _ => info!(cache, reason, duration_ms, "{method} {uri}"),
     }
 }
 
