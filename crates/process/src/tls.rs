@@ -88,6 +88,8 @@ pub enum LoadError {
 /// the new one.
 pub struct ServerCertificate {
     files: Files,
+    /// How the files were before they were first read.
+    loaded: Versions,
     current: RwLock<Arc<CertifiedKey>>,
 }
 
@@ -98,8 +100,9 @@ impl ServerCertificate {
     ///
     /// [`LoadError`]
     pub fn load(files: Files) -> Result<Self, LoadError> {
+        let loaded = versions(&files);
         let current = RwLock::new(Arc::new(read(&files)?));
-        Ok(Self { files, current })
+        Ok(Self { files, loaded, current })
     }
 
     /// Reads the files again. On an error the certificate stays as it was. Blocks on the disk.
@@ -120,13 +123,12 @@ impl ServerCertificate {
     /// Files are told apart by what they are after following links, so that exchanging a directory
     /// by a link to another, as Kubernetes does, is seen.
     pub async fn watch(self: Arc<Self>, every: Duration, stopping: CancellationToken) {
-        // The first look reads again, for what has changed since the start.
-        let mut seen = None;
+        let mut seen = self.loaded;
         loop {
             let certificate = Arc::clone(&self);
             let look = tokio::task::spawn_blocking(move || certificate.look(seen));
             match look.await {
-                Ok(now) => seen = Some(now),
+                Ok(now) => seen = now,
                 Err(_) => warn!("looking at {} ended early", self.files.cert.display()),
             }
             tokio::select! {
@@ -137,17 +139,14 @@ impl ServerCertificate {
     }
 
     /// Reads the files again if they are not as `seen`; returns how they are.
-    fn look(&self, seen: Option<[Option<Version>; 2]>) -> [Option<Version>; 2] {
+    fn look(&self, seen: Versions) -> Versions {
         // Before reading: a change while they are read is seen the next time.
-        let now = [Version::of(&self.files.cert), Version::of(&self.files.key)];
-        if seen == Some(now) {
+        let now = versions(&self.files);
+        if now == seen {
             return now;
         }
         match self.reload() {
-            Ok(()) if seen.is_some() => {
-                info!("took over the new certificate in {}", self.files.cert.display());
-            }
-            Ok(()) => {}
+            Ok(()) => info!("took over the new certificate in {}", self.files.cert.display()),
             Err(error) => {
                 let cause = std::error::Error::source(&error);
                 let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -168,6 +167,13 @@ impl fmt::Debug for ServerCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerCertificate").field("files", &self.files).finish_non_exhaustive()
     }
+}
+
+/// The certificate's file and the key's. `None`: there is no such file.
+type Versions = [Option<Version>; 2];
+
+fn versions(files: &Files) -> Versions {
+    [Version::of(&files.cert), Version::of(&files.key)]
 }
 
 /// What tells a renewed file from the old one.

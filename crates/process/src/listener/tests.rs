@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::*;
 use crate::tls::test_files::Authority;
@@ -33,11 +34,7 @@ async fn over_tls_the_client_chooses_the_protocol() {
     let served =
         Served::begin(Limits::default(), Some(crate::tls::server_config(certificate))).await;
     for (protocol, answer) in [(&b"http/1.1"[..], "HTTP/1.1 /"), (b"h2", "HTTP/2.0 /")] {
-        let mut config = authority.client_config();
-        config.alpn_protocols = vec![protocol.to_vec()];
-        let name = ServerName::try_from("localhost").unwrap();
-        let socket = served.socket().await;
-        let socket = TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap();
+        let socket = with_tls(served.socket().await, &authority, protocol).await;
         assert_eq!(socket.get_ref().1.alpn_protocol(), Some(protocol));
         let said = match protocol {
             b"h2" => get_http2(socket, "/").await,
@@ -89,10 +86,11 @@ async fn a_request_in_progress_is_finished_while_stopping() {
     let mut socket = served.socket().await;
     socket.write_all(&request("/wait")).await.unwrap();
     served.service.waiting().await;
-    served.stopping.cancel();
+    served.is_stopping().await;
     served.service.go_on.notify_one();
     let said = answer(&mut socket).await;
     assert!(said.starts_with("HTTP/1.1 200") && said.ends_with("HTTP/1.1 /wait"), "{said}");
+    assert!(said.contains("\r\nconnection: close\r\n"), "{said}");
     assert_eq!(served.end().await, 0);
 }
 
@@ -101,7 +99,7 @@ async fn an_http2_stream_in_progress_is_finished_while_stopping() {
     let served = Served::begin(Limits::default(), None).await;
     let getting = tokio::spawn(get_http2(served.socket().await, "/wait"));
     served.service.waiting().await;
-    served.stopping.cancel();
+    served.is_stopping().await;
     served.service.go_on.notify_one();
     assert_eq!(getting.await.unwrap(), "HTTP/2.0 /wait");
     assert_eq!(served.end().await, 0);
@@ -152,6 +150,21 @@ async fn an_idle_connection_is_closed_in_time() {
     let served = Served::begin(limits, None).await;
     let mut socket = served.socket().await;
     assert!(ask(&mut socket, "/").await.starts_with("HTTP/1.1 200"));
+    assert!(is_closed(&mut socket).await);
+    assert_eq!(served.end().await, 0);
+}
+
+#[tokio::test]
+async fn a_handshake_in_progress_is_not_waited_for_while_stopping() {
+    let authority = Authority::new();
+    let certificate = Arc::new(authority.server_certificate());
+    let limits = Limits { handshake: PATIENCE * 2, drain: PATIENCE * 2, ..Limits::default() };
+    let served = Served::begin(limits, Some(crate::tls::server_config(certificate))).await;
+    let mut socket = served.socket().await;
+    // Connections are accepted in order: once a later one was answered, this one is known.
+    let later = with_tls(served.socket().await, &authority, b"http/1.1").await;
+    assert_eq!(get_http1(later, "/").await, "HTTP/1.1 /");
+    served.is_stopping().await;
     assert!(is_closed(&mut socket).await);
     assert_eq!(served.end().await, 0);
 }
@@ -284,11 +297,29 @@ impl Served {
         TcpStream::connect(self.address).await.unwrap()
     }
 
+    /// Stops; returns once the port is closed and connections have been asked to end.
+    async fn is_stopping(&self) {
+        self.stopping.cancel();
+        let refused = async { while TcpStream::connect(self.address).await.is_ok() {} };
+        timeout(PATIENCE, refused).await.unwrap();
+    }
+
     /// Stops; returns how many connections were cut.
     async fn end(self) -> usize {
         self.stopping.cancel();
         timeout(PATIENCE, self.task).await.unwrap().unwrap()
     }
+}
+
+async fn with_tls(
+    socket: TcpStream,
+    authority: &Authority,
+    protocol: &[u8],
+) -> TlsStream<TcpStream> {
+    let mut config = authority.client_config();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap()
 }
 
 fn request(path: &str) -> Vec<u8> {
