@@ -28,6 +28,7 @@ pub struct Settings {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
     config: String,
+    data: Option<PathBuf>,
     scratch: Scratch,
 }
 
@@ -39,6 +40,7 @@ impl Larder {
             arguments: Vec::new(),
             variables: Vec::new(),
             config: String::new(),
+            data: None,
             scratch: Scratch::new(),
         }
     }
@@ -93,9 +95,15 @@ impl Larder {
         metrics::sum(std::str::from_utf8(&text).unwrap(), name, labels)
     }
 
-    /// What it has logged so far.
-    pub fn log(&self) -> String {
-        self.process.lines(Stream::Stderr).join("\n")
+    /// Returns once a line of its log contains all of `parts`.
+    ///
+    /// # Panics
+    ///
+    /// If it ends before, or after [`larder_testkit::PATIENCE`].
+    pub async fn logged(&self, parts: &[&str]) {
+        let has_all = |line: &String| parts.iter().all(|part| line.contains(part));
+        let logged = |lines: &[String]| lines.iter().any(has_all).then_some(());
+        self.process.find(Stream::Stderr, &format!("it logs {parts:?}"), logged).await;
     }
 
     /// Kills it as `kill -9` does; what it leaves can be started again.
@@ -131,6 +139,13 @@ impl Settings {
         self
     }
 
+    /// Adds to the beginning of the configuration file, where keys outside of tables are.
+    #[must_use]
+    pub fn config_first(mut self, text: &str) -> Self {
+        self.config = format!("{text}\n{}", self.config);
+        self
+    }
+
     /// Adds a flag, or a flag and its value.
     #[must_use]
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
@@ -145,9 +160,16 @@ impl Settings {
         self
     }
 
+    /// Uses another process's data.
+    #[must_use]
+    pub fn data_of(mut self, other: &Larder) -> Self {
+        self.data = Some(other.data());
+        self
+    }
+
     /// The folder with the data.
     pub fn data(&self) -> PathBuf {
-        self.scratch.join("data")
+        self.data.clone().unwrap_or_else(|| self.scratch.join("data"))
     }
 
     /// The folder that the data folder is in, for files of the test.

@@ -29,6 +29,7 @@ pub mod process;
 pub mod scene;
 pub mod scratch;
 pub mod skopeo;
+pub mod strace;
 
 pub use containerd::Containerd;
 pub use docker_registry::DockerRegistry;

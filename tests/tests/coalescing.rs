@@ -124,12 +124,14 @@ async fn a_client_that_comes_late_reads_from_the_first_byte() {
     let gate = Gate::closed();
     scene.upstream.fault(On::digest(&layer.digest), Fault::WaitAfter(8 << 20, gate.clone()));
     let mut first = scene.get_blob(&layer.digest).await;
-    let beginning = first.at_least(8 * MIB).await;
+    // The last byte that has come may be kept back until it is known not to be the last of all.
+    let by_first = first.at_least(7 * MIB).await;
     let mut second = scene.get_blob(&layer.digest).await;
-    assert_eq!(second.at_least(8 * MIB).await, beginning);
+    let by_second = second.at_least(7 * MIB).await;
+    assert!(by_second[..7 * MIB] == layer.bytes[..7 * MIB]);
     gate.open();
-    first.expect_body(&layer.bytes[8 * MIB..]).await.unwrap();
-    second.expect_body(&layer.bytes[8 * MIB..]).await.unwrap();
+    first.expect_body(&layer.bytes[by_first.len()..]).await.unwrap();
+    second.expect_body(&layer.bytes[by_second.len()..]).await.unwrap();
     assert_eq!(scene.upstream.bytes_sent(&layer.digest), layer.bytes.len() as u64);
 }
 
@@ -193,7 +195,7 @@ async fn open_ended_ranges_in_parallel_cost_upstream_little_more_than_the_blob()
             let mut response = scene.blob(&layer.digest).header("range", &range).send().await;
             assert_eq!(response.status, 206);
             let part = response.at_least(PART).await;
-            assert_eq!(part[..PART], layer.bytes[start..start + PART], "{range}");
+            assert!(part[..PART] == layer.bytes[start..start + PART], "{range}");
         });
     }
     while let Some(finished) = parts.join_next().await {
@@ -201,9 +203,10 @@ async fn open_ended_ranges_in_parallel_cost_upstream_little_more_than_the_blob()
     }
     scene.get_blob(&layer.digest).await.expect_body(&layer.bytes).await.unwrap();
     scene.expect_blob(&layer.digest, &layer.bytes, "hit").await;
-    // Not the sum of all ranges, which is 4.5 times the blob.
+    // Each part twice at most, by itself and by the fill, and what is on its way when a client hangs
+    // up. The sum of all ranges is 4.5 times the blob.
     let sent = scene.upstream.bytes_sent(&layer.digest);
-    assert!(sent <= 2 * layer.bytes.len() as u64 + (16 << 20), "{}", sent >> 20);
+    assert!(sent <= 3 * layer.bytes.len() as u64, "{} MiB", sent >> 20);
 }
 
 #[tokio::test]

@@ -29,7 +29,8 @@ async fn a_body_that_upstream_cuts_once_is_resumed_unnoticed() {
         assert_eq!(fetches.len(), 2, "{cut:?}");
         assert_eq!(fetches[1].status, 206, "{cut:?}");
         if let Fault::CutAfter(n) = cut {
-            assert_eq!(fetches[1].header("range"), Some(&*format!("bytes={n}-")));
+            let range = fetches[1].header("range").unwrap();
+            assert!(range.starts_with(&format!("bytes={n}-")), "{range}");
             assert_eq!(scene.upstream.bytes_sent(&layer.digest), LARGE as u64);
         }
         scene.expect_blob(&layer.digest, &layer.bytes, "hit").await;
@@ -147,15 +148,17 @@ async fn a_body_of_another_length_than_announced_never_ends_cleanly() {
 }
 
 #[tokio::test]
-async fn a_body_of_another_length_than_the_manifest_says_never_ends_cleanly() {
+async fn a_body_of_another_length_than_the_manifest_says_ends_cleanly_only_if_it_is_right() {
     for fault in [Fault::Misannounce(5), Fault::Misannounce(-5), Fault::Append(5)] {
         let scene = Scene::new().await;
         let image = scene.push(10, &[LARGE]);
         let layer = &image.layers[0];
         scene.get_manifest("1").await.expect_body(&image.manifest.bytes).await.unwrap();
         scene.upstream.fault(On::digest(&layer.digest).get(), fault);
-        scene.expect_failure(scene.get_blob(&layer.digest).await).await;
-        assert_recovers(&scene, &image).await;
+        expect_right_or_failed(scene.get_blob(&layer.digest).await, &layer.bytes).await;
+        scene.upstream.heal();
+        scene.get_blob(&layer.digest).await.expect_body(&layer.bytes).await.unwrap();
+        scene.expect_blob(&layer.digest, &layer.bytes, "hit").await;
     }
 }
 
@@ -173,17 +176,19 @@ async fn a_body_without_a_length_is_served_and_stored() {
 }
 
 #[tokio::test]
-async fn a_body_without_an_end_is_given_up_where_the_manifest_ends_it() {
+async fn a_body_without_an_end_is_read_no_further_than_the_manifest_says() {
     let scene = Scene::new().await;
     let image = scene.push(12, &[LARGE]);
     let layer = &image.layers[0];
     scene.get_manifest("1").await.expect_body(&image.manifest.bytes).await.unwrap();
     scene.upstream.fault(On::digest(&layer.digest).get(), Fault::Endless);
-    scene.expect_failure(scene.get_blob(&layer.digest).await).await;
+    expect_right_or_failed(scene.get_blob(&layer.digest).await, &layer.bytes).await;
     let sent = scene.upstream.bytes_sent(&layer.digest);
     // What waits in the sockets' and the program's buffers comes on top.
     assert!(sent < LARGE as u64 + (16 << 20), "{sent}");
-    assert_recovers(&scene, &image).await;
+    scene.upstream.heal();
+    scene.get_blob(&layer.digest).await.expect_body(&layer.bytes).await.unwrap();
+    scene.expect_blob(&layer.digest, &layer.bytes, "hit").await;
 }
 
 #[tokio::test]
@@ -209,12 +214,12 @@ async fn a_body_that_stalls_goes_on_when_upstream_does() {
     scene.upstream.fault(On::digest(&layer.digest).get(), stall);
 
     let mut response = scene.get_blob(&layer.digest).await;
-    // All that has come reaches the client while the rest is waited for.
-    let beginning = response.at_least(3 << 20).await;
-    assert_eq!(beginning, layer.bytes[..3 << 20]);
+    // What has come reaches the client while the rest is waited for.
+    let beginning = response.at_least(2 << 20).await;
+    assert!(beginning == layer.bytes[..beginning.len()]);
     gate.reached(1).await;
     gate.open();
-    response.expect_body(&layer.bytes[3 << 20..]).await.unwrap();
+    response.expect_body(&layer.bytes[beginning.len()..]).await.unwrap();
     assert_eq!(scene.upstream.n_fetches(&layer.digest), 1);
 }
 
@@ -282,7 +287,7 @@ async fn expect_aborted(mut response: Response, expected: &[u8]) {
     loop {
         match response.chunk().await {
             Some(Ok(chunk)) => {
-                assert_eq!(chunk, expected[position..position + chunk.len()], "at {position}");
+                assert!(chunk == expected[position..position + chunk.len()], "at {position}");
                 position += chunk.len();
             }
             Some(Err(_)) => break,
@@ -292,7 +297,18 @@ async fn expect_aborted(mut response: Response, expected: &[u8]) {
     assert!(position < expected.len());
 }
 
-/// Nothing wrong was stored, and the first layer can be had once the upstream is well again.
+/// The body is right, or fails in a way that no client takes for success.
+async fn expect_right_or_failed(response: Response, expected: &[u8]) {
+    let status = response.status;
+    match response.bytes().await {
+        Err(BodyError::Aborted { .. }) => {}
+        Ok(bytes) if status == 200 => assert!(bytes == expected, "a clean end of wrong bytes"),
+        Ok(_) => assert!((500..600).contains(&status), "{status}"),
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+/// Nothing was stored, and the first layer can be had once the upstream is well again.
 async fn assert_recovers(scene: &Scene, image: &Image) {
     let layer = &image.layers[0];
     assert_eq!(scene.stored_blobs(), [""; 0]);
