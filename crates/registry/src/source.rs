@@ -56,6 +56,8 @@ pub(crate) struct Source {
     /// Bytes of the current body that come before `at`: upstream ignored the range.
     skip: u64,
     body: Option<Body>,
+    /// How many bytes the current body has, if upstream has said it.
+    announced: Option<u64>,
     /// An error that was met ahead of time.
     broken: Option<Error>,
     resumes: u32,
@@ -85,7 +87,11 @@ impl Source {
         }
         let first = ByteRange { start, last: start.saturating_add(SEGMENT - 1) };
         let mut source = Self::open_one(wanted, start, Some(first.last)).await?;
-        source.fetch_ahead(n_connections - 1);
+        match source.announced.is_some_and(|announced| announced <= SEGMENT) {
+            true => source.fetch_ahead(n_connections - 1),
+            // Upstream ignores ranges and is sending all of it.
+            false => source.end = source.length,
+        }
         Ok(source)
     }
 
@@ -110,6 +116,7 @@ impl Source {
             length: None,
             skip: 0,
             body: None,
+            announced: None,
             broken: None,
             resumes: 0,
             ahead: Ahead::default(),
@@ -255,6 +262,7 @@ impl Source {
             (Some(end), Some(length)) => Some(end.min(length)),
             (end, length) => end.or(length),
         };
+        self.announced = blob.remaining;
         self.body = Some(blob.body);
         Ok(())
     }
