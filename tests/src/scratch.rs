@@ -1,11 +1,12 @@
 //! Folders for one test.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use larder_core::Digest;
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
 /// A folder that is gone after the test, with what is mounted below it.
@@ -42,6 +43,18 @@ impl Scratch {
     pub fn folder(&self, name: &str) -> PathBuf {
         let path = self.join(name);
         fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Makes a folder in it that is a file system of its own, of so many bytes, in memory.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done (it needs root).
+    pub fn small_disk(&self, name: &str, size: u64) -> PathBuf {
+        let path = self.folder(name);
+        let options = CString::new(format!("size={size}")).unwrap();
+        mount("larder-tests", &path, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
         path
     }
 
