@@ -99,13 +99,9 @@ impl Job {
     /// Fetches the blob. `leave` is asked when nobody waits any more: it takes the fill off the map
     /// unless somebody has joined, and says whether it did.
     pub(crate) async fn run(self, leave: impl Fn() -> bool) {
-        let phase = match self.store.stage(&self.wanted.digest).await {
+        let phase = match self.stage().await {
             Ok(staging) => self.fetch(staging, leave).await,
-            Err(error) => {
-                self.metrics.store_error(StoreOp::Write);
-                self.warn("not storing", &error);
-                Phase::Unstored { prefix: None, length: None }
-            }
+            Err(phase) => phase,
         };
         self.progress.send_modify(|progress| {
             if let Phase::Done(Opened { length: Some(length), .. }) = &phase {
@@ -116,17 +112,9 @@ impl Job {
     }
 
     async fn fetch(&self, staging: Staging, leave: impl Fn() -> bool) -> Phase {
-        let opening = Source::open(self.wanted.clone(), staging.len());
-        let opened = tokio::select! {
-            opened = opening => opened,
-            () = self.stopping.cancelled() => Err(Error::TimedOut),
-        };
-        let mut source = match opened {
-            Ok(source) => source,
-            Err(error) => {
-                self.park(staging).await;
-                return Phase::Failed(error);
-            }
+        let (staging, mut source) = match self.open(staging).await {
+            Ok(opened) => opened,
+            Err(phase) => return phase,
         };
         if let Err(error) = source.expect(self.expected) {
             return self.corrupt(error);
@@ -141,6 +129,41 @@ impl Job {
             Ok(length) => Phase::Done(Opened { length: Some(length), ..opened }),
             Err(interrupted) => self.interrupted(interrupted, opened).await,
         }
+    }
+
+    /// Asks upstream for what is not staged yet.
+    async fn open(&self, mut staging: Staging) -> Result<(Staging, Source), Phase> {
+        loop {
+            let opening = Source::open(self.wanted.clone(), staging.len());
+            let opened = tokio::select! {
+                opened = opening => opened,
+                () = self.stopping.cancelled() => {
+                    self.park(staging).await;
+                    return Err(Phase::Stopped);
+                }
+            };
+            match opened {
+                Ok(source) => return Ok((staging, source)),
+                // Upstream has nothing after the beginning that was kept, so that is no beginning
+                // of what upstream has.
+                Err(Error::Range) if staging.len() > 0 => {
+                    drop(staging);
+                    staging = self.stage().await?;
+                }
+                Err(error) => {
+                    self.park(staging).await;
+                    return Err(Phase::Failed(error));
+                }
+            }
+        }
+    }
+
+    async fn stage(&self) -> Result<Staging, Phase> {
+        self.store.stage(&self.wanted.digest).await.map_err(|error| {
+            self.metrics.store_error(StoreOp::Write);
+            self.warn("not storing", &error);
+            Phase::Unstored { prefix: None, length: None }
+        })
     }
 
     /// Writes what comes until it ends, and commits it. Returns the length.
@@ -196,7 +219,10 @@ impl Job {
         match interrupted {
             Interrupted::Upstream(error, staging) => {
                 self.warn("giving up the fill of", &error);
-                self.park(*staging).await;
+                // After another error what has come is in doubt, too.
+                if matches!(error, Error::Unavailable { .. } | Error::TimedOut) {
+                    self.park(*staging).await;
+                }
                 Phase::Failed(error)
             }
             Interrupted::Write(error) => {

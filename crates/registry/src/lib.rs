@@ -35,6 +35,7 @@ mod tags;
 mod upstreams;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ pub enum RunError {
     #[error("measuring the volume of {}", .directory.display())]
     Volume {
         /// The store's directory.
-        directory: std::path::PathBuf,
+        directory: PathBuf,
         /// What the operating system said.
         source: io::Error,
     },
@@ -164,11 +165,19 @@ async fn open_store(config: &Config) -> Result<Store, RunError> {
         None => None,
         Some(Budget::Bytes(bytes)) => Some(bytes),
         Some(Budget::Percent(percent)) => {
-            let made = std::fs::create_dir_all(&directory);
-            let size = made.and_then(|()| larder_store::volume_size(&directory));
+            let size = volume_size(directory.clone()).await;
             let volume = |source| RunError::Volume { directory: directory.clone(), source };
             Some(size.map_err(volume)? / 100 * u64::from(percent))
         }
     };
     Ok(Store::open(larder_store::Settings { directory, budget }).await?)
+}
+
+/// The bytes of the volume that a directory is on; the directory is made if it is missing.
+async fn volume_size(directory: PathBuf) -> io::Result<u64> {
+    let measure = move || {
+        std::fs::create_dir_all(&directory)?;
+        larder_store::volume_size(&directory)
+    };
+    tokio::task::spawn_blocking(measure).await.map_err(io::Error::other)?
 }

@@ -236,6 +236,10 @@ impl Source {
             debug!(blob.digest = %digest, %error, "going on with {digest} at byte {at}");
             match self.ask().await {
                 Ok(()) => return Ok(()),
+                Err(Error::Range) => {
+                    let text = format!("the blob ends at byte {at}, before the announced length");
+                    return Err(Error::Protocol(text));
+                }
                 Err(error) => self.broken = Some(error),
             }
         }
