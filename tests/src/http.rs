@@ -75,6 +75,18 @@ impl Request {
         self
     }
 
+    /// Calls the server by another name than the one in the URL.
+    ///
+    /// # Panics
+    ///
+    /// If `name` cannot be in a header.
+    #[must_use]
+    pub fn host(mut self, name: &str) -> Self {
+        let headers = self.builder.headers_mut().unwrap();
+        headers.insert(http::header::HOST, name.parse().unwrap());
+        self
+    }
+
     /// Gives it a body.
     #[must_use]
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {

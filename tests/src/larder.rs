@@ -50,6 +50,16 @@ impl Larder {
         Self::settings().upstream(host, url).start().await
     }
 
+    /// `HOST:PORT` of each address on which it answers registry clients, in the order they were
+    /// given.
+    pub fn hosts(&self) -> Vec<String> {
+        let lines = self.process.lines(Stream::Stdout);
+        lines
+            .iter()
+            .filter_map(|line| Some(line.strip_prefix("listening on http://")?.to_owned()))
+            .collect()
+    }
+
     /// Its process id.
     pub fn pid(&self) -> Pid {
         self.process.pid()

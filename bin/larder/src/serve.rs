@@ -49,6 +49,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin_address = admin.local_addr().context("asking where we listen")?;
     let announce = Announce::new(move || say_where(scheme, &addresses, admin_address));
 
+    if let Err(error) = larder_process::files::raise_limit() {
+        warn!(%error, "raising the limit of open files");
+    }
     let version = env!("CARGO_PKG_VERSION");
     info!("larder {version} is starting; its store is {}", config.data.display());
     let start = Start {

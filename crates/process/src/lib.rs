@@ -8,9 +8,11 @@
 //! - [`metrics`]: what is counted, and the process's own figures;
 //! - [`admin`]: the address that people and Kubernetes ask for all of these;
 //! - [`tls`]: certificates, exchanged while the process runs;
+//! - [`files`]: how many of them may be open;
 //! - [`listener`]: the loop that accepts connections, bounds them and lets them end.
 
 pub mod admin;
+pub mod files;
 pub mod health;
 pub mod listener;
 pub mod logs;
