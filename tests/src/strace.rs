@@ -64,7 +64,9 @@ impl Strace {
     pub async fn attach(pid: Pid) -> Self {
         let mut command: Command = peer("strace", "strace");
         let pid = pid.as_raw_nonzero().to_string();
-        command.args(["-f", "-yy", "-ttt", "-s", "0", "-e", &format!("trace={CALLS}"), "-p", &pid]);
+        command.args(["-f", "-yy", "-ttt", "-s", "0", "-e", &format!("trace={CALLS}")]);
+        // Calls go to standard output; among its own messages, some would be torn apart.
+        command.args(["-o", "|cat", "-p", &pid]);
         let process = Process::start("strace", &mut command);
         let is_attached =
             |lines: &[String]| lines.iter().any(|line| line.contains(" attached")).then_some(());
@@ -78,12 +80,12 @@ impl Strace {
     ///
     /// If the process ends before, or after [`larder_testkit::PATIENCE`].
     pub async fn find<T>(&self, what: &str, find: impl Fn(&[Call]) -> Option<T>) -> T {
-        self.0.find(Stream::Stderr, what, |lines| find(&parse(lines))).await
+        self.0.find(Stream::Stdout, what, |lines| find(&parse(lines))).await
     }
 }
 
-/// Reads strace's lines: `[pid 1] 1795243463.9 write(3</a>, ""..., 8) = 8`, and the two halves of
-/// calls that others come between.
+/// Reads strace's lines: `7 1795243463.9 write(3</a>, ""..., 8) = 8` of thread 7, and the two halves
+/// of calls that others come between.
 fn parse(lines: &[String]) -> Vec<Call> {
     let mut unfinished: HashMap<&str, (usize, &str)> = HashMap::new();
     let mut calls = Vec::new();
@@ -112,12 +114,9 @@ fn parse(lines: &[String]) -> Vec<Call> {
 
 /// The thread, the time and the rest.
 fn split_line(line: &str) -> Option<(&str, f64, &str)> {
-    let (thread, rest) = match line.strip_prefix("[pid") {
-        Some(rest) => rest.split_once(']')?,
-        None => ("", line),
-    };
+    let (thread, rest) = line.split_once(' ')?;
     let (time, text) = rest.trim_start().split_once(' ')?;
-    Some((thread.trim(), time.parse().ok()?, text))
+    Some((thread, time.parse().ok()?, text))
 }
 
 fn parse_call(text: &str, order: (usize, usize), time: f64) -> Option<Call> {
@@ -135,11 +134,11 @@ mod tests {
     #[test]
     fn calls_that_others_come_between_are_put_together() {
         let lines = [
-            "[pid    7] 1.0 fdatasync(3</data/a> <unfinished ...>",
-            "[pid    8] 2.0 write(4<TCP:[127.0.0.1:1->127.0.0.1:2]>, \"\"..., 8) = 8",
-            "[pid    7] 3.5 <... fdatasync resumed>) = 0",
-            "[pid    8] 4.0 openat(AT_FDCWD, \"/x\", O_RDONLY) = -1 ENOENT (No such file)",
-            "strace: Process 7 attached",
+            "7 1.0 fdatasync(3</data/a> <unfinished ...>",
+            "8 2.0 write(4<TCP:[127.0.0.1:1->127.0.0.1:2]>, \"\"..., 8) = 8",
+            "7 3.5 <... fdatasync resumed>) = 0",
+            "8 4.0 openat(AT_FDCWD, \"/x\", O_RDONLY) = -1 ENOENT (No such file)",
+            "7 5.0 +++ killed by SIGKILL +++",
         ];
         let calls = parse(&lines.map(str::to_owned));
         let summary: Vec<_> =

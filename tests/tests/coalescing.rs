@@ -179,10 +179,10 @@ async fn a_range_of_a_cold_blob_is_answered_while_the_fill_is_under_way() {
 }
 
 #[tokio::test]
-async fn open_ended_ranges_in_parallel_cost_upstream_little_more_than_the_blob() {
+async fn open_ended_ranges_in_parallel_cost_upstream_each_part_twice_at_most() {
     // As containerd 2 fetches a layer: each connection asks from its offset to the end, and hangs
     // up when it has its part.
-    const PART: usize = 8 * MIB;
+    const PART: usize = 24 * MIB;
     let scene = Arc::new(Scene::new().await);
     let image = Arc::new(scene.push(8, &[8 * PART]));
     let layer = &image.layers[0];
@@ -203,8 +203,8 @@ async fn open_ended_ranges_in_parallel_cost_upstream_little_more_than_the_blob()
     }
     scene.get_blob(&layer.digest).await.expect_body(&layer.bytes).await.unwrap();
     scene.expect_blob(&layer.digest, &layer.bytes, "hit").await;
-    // Each part twice at most, by itself and by the fill, and what is on its way when a client hangs
-    // up. The sum of all ranges is 4.5 times the blob.
+    // By itself and by the fill; and what is on its way when a client hangs up, some 10 MiB in the
+    // buffers of the sockets. The sum of all ranges is 4.5 times the blob.
     let sent = scene.upstream.bytes_sent(&layer.digest);
     assert!(sent <= 3 * layer.bytes.len() as u64, "{} MiB", sent >> 20);
 }
