@@ -59,3 +59,4 @@ CREATE TABLE partials (
     prefix    TEXT NOT NULL,
     parked_at INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX partials_by_age ON partials (parked_at);

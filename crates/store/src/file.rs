@@ -9,6 +9,7 @@ use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::buffers::{Buffer, Buffers};
+use crate::work::{Slow, blocking};
 
 /// A file that many can read at once, each at its own place. Cheap to clone.
 ///
@@ -16,12 +17,12 @@ use crate::buffers::{Buffer, Buffers};
 /// slow disk delays only those who read from it, and a broken one fails only them.
 #[derive(Clone, Debug)]
 pub struct SharedFile {
-    file: Arc<File>,
+    file: Arc<Slow<File>>,
     buffers: Buffers,
 }
 
 impl SharedFile {
-    pub(crate) fn new(file: Arc<File>, buffers: Buffers) -> Self {
+    pub(crate) fn new(file: Arc<Slow<File>>, buffers: Buffers) -> Self {
         Self { file, buffers }
     }
 
@@ -37,10 +38,9 @@ impl SharedFile {
         match read_cached(&self.file, buffer.room(wanted), offset) {
             Ok(0) => Err(too_short()),
             Ok(n) => Ok(buffer.filled(n)),
-            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => {
-                self.read_from_disk(buffer, offset, wanted).await
-            }
-            Err(error) => Err(error.into()),
+            // Not in the page cache, or not to be asked that way here: what really is wrong, if
+            // anything, the disk will say.
+            Err(_) => self.read_from_disk(buffer, offset, wanted).await,
         }
     }
 
@@ -55,7 +55,7 @@ impl SharedFile {
             0 => Err(too_short()),
             n => Ok(buffer.filled(n)),
         };
-        tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+        blocking(read).await
     }
 }
 
@@ -71,6 +71,8 @@ fn too_short() -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+
+    use tokio_util::task::TaskTracker;
 
     use super::*;
 
@@ -90,6 +92,7 @@ mod tests {
     fn shared(bytes: &[u8]) -> SharedFile {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
+        let file = Slow::new(file, &TaskTracker::new());
         SharedFile::new(Arc::new(file), Buffers::default())
     }
 }

@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 
 use larder_core::Digest;
 
+/// The first part of a digest, and a directory under `blobs/`.
+pub(crate) const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
+
 /// The paths of one store.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
@@ -24,9 +27,12 @@ impl Layout {
     /// The layout below `root`, whose directories are made where they are missing.
     pub(crate) fn create(root: &Path) -> io::Result<Self> {
         let layout = Self { root: root.to_owned() };
-        for directory in [layout.blobs(), layout.staging(), layout.partial()] {
+        let algorithms = ALGORITHMS.map(|algorithm| layout.blobs().join(algorithm));
+        for directory in algorithms.iter().chain(&[layout.staging(), layout.partial()]) {
             std::fs::create_dir_all(directory)?;
         }
+        sync_directory(&layout.blobs())?;
+        sync_directory(root)?;
         Ok(layout)
     }
 
@@ -81,7 +87,8 @@ pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     std::fs::File::open(directory)?.sync_all()
 }
 
-/// Removes a file when it goes out of scope, unless it was kept.
+/// Removes a file when it goes out of scope, unless it was kept. That may block, see
+/// [`crate::work::Slow`].
 #[derive(Debug)]
 pub(crate) struct RemoveOnDrop(Option<PathBuf>);
 

@@ -21,11 +21,13 @@ mod file;
 mod index;
 mod layout;
 mod manifests;
+mod names;
 mod partial;
 mod recover;
 mod staging;
 mod sync;
 mod tags;
+mod work;
 
 use std::fs::File;
 use std::io;
@@ -35,13 +37,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use larder_core::name::Named;
 use larder_core::{Digest, Tag};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{MutexGuard, Notify};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::buffers::Buffers;
 use crate::index::Index;
 use crate::layout::Layout;
+use crate::names::Names;
+use crate::work::{Slow, blocking};
 
 pub use crate::blobs::Blob;
 pub use crate::evict::volume_size;
@@ -65,23 +69,28 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     layout: Layout,
-    /// Held open: the lock goes with the file.
-    _lock: File,
     index: Index,
+    names: Names,
     buffers: Buffers,
     blobs: moka::sync::Cache<Digest, Blob>,
     manifests: moka::sync::Cache<Digest, Arc<StoredManifest>>,
     members: moka::sync::Cache<(Arc<Named>, Digest), ()>,
     tags: moka::sync::Cache<(Arc<Named>, Tag, Arc<str>), Arc<TagRecord>>,
+    /// Goes up when something has been taken out of the index, so that it stays out of the caches.
+    removals: AtomicU64,
+    /// The same for `tags`: goes up when one has changed.
+    tag_changes: AtomicU64,
     uses: blobs::Uses,
     /// Bytes of blobs and kept beginnings.
     total: AtomicU64,
     budget: Option<u64>,
     evicted: AtomicU64,
     over_budget: Notify,
-    to_sync: mpsc::Sender<staging::Published>,
+    unsynced: Notify,
     tasks: TaskTracker,
     closing: CancellationToken,
+    /// Held open: the lock goes with the file, after everything else.
+    _lock: File,
 }
 
 /// How many blobs are kept open: more than a large pull has layers, and far below the 1,024 open
@@ -96,9 +105,6 @@ const MAX_MEMBERS: u64 = 64 << 10;
 
 /// Tags kept in memory, at some 400 bytes each.
 const MAX_TAGS: u64 = 16 << 10;
-
-/// How many blobs may wait to be synced. One that finds no place is verified at the next start.
-const MAX_UNSYNCED: usize = 1024;
 
 /// Why a store could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -166,26 +172,24 @@ impl Store {
     /// Opens the store in a directory, and makes it if there is none.
     ///
     /// What a crash left behind is put right first: stagings are removed, and blobs that had not
-    /// been synced are verified. That takes as long as reading what was written in the last second
-    /// before the crash.
+    /// been synced are verified. That takes as long as reading what the disk was behind with when
+    /// the crash came, usually what was written in the last second before it.
     ///
     /// # Errors
     ///
     /// [`OpenError`]: the directory is in use, unusable, or written by a newer version.
     pub async fn open(settings: Settings) -> Result<Self, OpenError> {
         let directory = settings.directory.clone();
-        let opening = tokio::task::spawn_blocking(move || recover::open_directory(&directory));
-        let (layout, lock) = opening.await.expect("opening a directory does not panic")?;
+        let (layout, lock) = blocking(move || recover::open_directory(&directory)).await?;
         let in_directory = |source| OpenError::Index { directory: settings.directory, source };
         let index = Index::open(&layout.index()).await.map_err(in_directory)?;
         recover::verify_unsynced(&layout, &index).await.map_err(OpenError::Recover)?;
         let total = index.total().await.map_err(|error| OpenError::Recover(error.into()))?;
 
-        let (to_sync, unsynced) = mpsc::channel(MAX_UNSYNCED);
         let store = Self(Arc::new(Inner {
             layout,
-            _lock: lock,
             index,
+            names: Names::default(),
             buffers: Buffers::default(),
             blobs: moka::sync::Cache::builder()
                 .max_capacity(MAX_OPEN_BLOBS)
@@ -197,22 +201,29 @@ impl Store {
                 .build(),
             members: moka::sync::Cache::new(MAX_MEMBERS),
             tags: moka::sync::Cache::new(MAX_TAGS),
+            removals: AtomicU64::new(0),
+            tag_changes: AtomicU64::new(0),
             uses: blobs::Uses::default(),
             total: AtomicU64::new(total),
             budget: settings.budget,
             evicted: AtomicU64::new(0),
             over_budget: Notify::new(),
-            to_sync,
+            unsynced: Notify::new(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
+            _lock: lock,
         }));
-        store.0.tasks.spawn(sync::run(store.clone(), unsynced));
+        store.0.tasks.spawn(sync::run(store.clone()));
         store.0.tasks.spawn(evict::run(store.clone()));
-        store.0.tasks.spawn(recover::sweep(store.clone(), std::time::SystemTime::now()));
+        store.0.tasks.spawn(recover::sweep(store.clone()));
         Ok(store)
     }
 
-    /// Writes down what is only in memory and closes the index. Later calls fail.
+    /// Finishes what is under way, writes down what is only in memory, and closes the index. Later
+    /// calls fail, or find only what is in memory; blobs that are being read stay readable.
+    ///
+    /// The directory can be opened again once the last clone of this store, and the last
+    /// [`Staging`], is dropped.
     pub async fn close(&self) {
         self.0.closing.cancel();
         self.0.tasks.close();
@@ -274,7 +285,20 @@ impl Store {
         &self.0.layout
     }
 
-    pub(crate) fn share(&self, file: Arc<File>) -> SharedFile {
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.0.tasks
+    }
+
+    /// Waits until nobody else changes what is stored under `digest`, see [`Names`].
+    pub(crate) async fn lock(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+        self.0.names.lock(digest).await
+    }
+
+    pub(crate) fn slow<T: Send + 'static>(&self, value: T) -> Slow<T> {
+        Slow::new(value, &self.0.tasks)
+    }
+
+    pub(crate) fn share(&self, file: Arc<Slow<File>>) -> SharedFile {
         SharedFile::new(file, self.0.buffers.clone())
     }
 

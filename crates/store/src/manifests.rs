@@ -1,16 +1,17 @@
 //! Manifests that are stored: blobs small enough to be kept and served whole.
 
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use larder_core::Digest;
 use larder_core::name::Named;
-use tracing::warn;
 
-use crate::blobs::LastUse;
-use crate::index::ManifestRow;
-use crate::staging::Published;
-use crate::{CommitError, Store, StoreError};
+use crate::blobs::{Found, LastUse, damaged, is_lost, open_whole};
+use crate::index::Manifest;
+use crate::work::blocking;
+use crate::{CommitError, Staging, Store, StoreError};
 
 /// A stored manifest, byte for byte as upstream sent it.
 #[derive(Debug)]
@@ -45,29 +46,34 @@ impl Store {
         digest: &Digest,
     ) -> Result<Option<Arc<StoredManifest>>, StoreError> {
         if let Some(manifest) = self.0.manifests.get(digest) {
-            self.0.uses.note(digest, &manifest.used);
+            self.note_use(digest, &manifest.used);
             return Ok(Some(manifest));
         }
-        let Some((len, Some(media_type))) = self.index().blob(digest).await? else {
+        let seen = self.removals();
+        let found = self.find_manifest(digest).await?;
+        let find = |store: Self, digest| async move { store.find_manifest(&digest).await };
+        let Some(manifest) = self.whole(digest, found, find).await? else {
             return Ok(None);
         };
-        let path = self.layout().blob(digest);
-        let reading = tokio::task::spawn_blocking(move || std::fs::read(path));
-        let bytes = match reading.await.expect("reading a file does not panic") {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(StoreError::io("reading a manifest", error)),
-        };
-        let mut hasher = digest.hasher();
-        hasher.update(&bytes);
-        if hasher.finish() != *digest {
-            warn!(blob.digest = %digest, "the manifest {digest} is damaged, forgetting it");
-            self.forget(digest, len).await?;
-            return Ok(None);
-        }
-        let manifest = self.remember(digest, media_type, bytes.into());
-        self.0.uses.note(digest, &manifest.used);
+        self.0.manifests.insert(digest.clone(), Arc::clone(&manifest));
+        self.recheck(digest, seen);
+        self.note_use(digest, &manifest.used);
         Ok(Some(manifest))
+    }
+
+    async fn find_manifest(
+        &self,
+        digest: &Digest,
+    ) -> Result<Found<Arc<StoredManifest>>, StoreError> {
+        let Some((len, Some(media_type))) = self.index().blob(digest).await? else {
+            return Ok(Found::Nothing);
+        };
+        let (path, name) = (self.layout().blob(digest), digest.clone());
+        match blocking(move || read_whole(&path, len, &name)).await {
+            Ok(bytes) => Ok(Found::Whole(stored(digest, media_type, bytes.into()))),
+            Err(error) if is_lost(&error) => Ok(Found::Lost(error)),
+            Err(error) => Err(StoreError::io("reading a manifest", error)),
+        }
     }
 
     /// Stores a manifest that `repository` serves. Everything in `children` may be served under it
@@ -87,34 +93,31 @@ impl Store {
     ) -> Result<Arc<StoredManifest>, CommitError> {
         let io = |source| CommitError::Io { digest: digest.clone(), source };
         let (store, name) = (self.clone(), digest.clone());
-        let create = move || crate::Staging::create(&store, &name);
-        let created = tokio::task::spawn_blocking(create).await;
-        let staging = created.expect("creating does not panic").map_err(io)?;
+        let staging = blocking(move || Staging::create(&store, &name)).await.map_err(io)?;
         let staging = staging.write(vec![bytes.clone()]).await.map_err(|error| io(error.source))?;
-        let (_, published) = staging.publish(None).await?;
-        self.record_manifest(&published, repository, media_type, children).await?;
-        Ok(self.remember(digest, media_type.to_owned(), bytes))
-    }
-
-    async fn record_manifest(
-        &self,
-        published: &Published,
-        repository: &Named,
-        media_type: &str,
-        children: &[Digest],
-    ) -> Result<(), CommitError> {
-        let row = ManifestRow { media_type, children };
-        let recorded = self.record_as(published, repository, Some(row)).await;
-        recorded
-            .map(drop)
-            .map_err(|source| CommitError::Index { digest: published.digest.clone(), source })
-    }
-
-    fn remember(&self, digest: &Digest, media_type: String, bytes: Bytes) -> Arc<StoredManifest> {
-        let used = LastUse::default();
-        let manifest = StoredManifest { digest: digest.clone(), media_type, bytes, used };
-        let manifest = Arc::new(manifest);
+        let manifest = Manifest { media_type: media_type.to_owned(), children: children.to_vec() };
+        let seen = self.removals();
+        staging.commit_manifest(repository, manifest).await?;
+        let manifest = stored(digest, media_type.to_owned(), bytes);
         self.0.manifests.insert(digest.clone(), Arc::clone(&manifest));
-        manifest
+        self.recheck(digest, seen);
+        Ok(manifest)
+    }
+}
+
+fn stored(digest: &Digest, media_type: String, bytes: Bytes) -> Arc<StoredManifest> {
+    let used = LastUse::default();
+    Arc::new(StoredManifest { digest: digest.clone(), media_type, bytes, used })
+}
+
+/// The bytes of a file that has to be `len` bytes long and to hash to `digest`. Blocks.
+fn read_whole(path: &Path, len: u64, digest: &Digest) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_whole(path, len)?.read_to_end(&mut bytes)?;
+    let mut hasher = digest.hasher();
+    hasher.update(&bytes);
+    match hasher.finish() == *digest {
+        true => Ok(bytes),
+        false => Err(damaged("its bytes have changed")),
     }
 }

@@ -1,18 +1,22 @@
 //! What is put right when a store is opened.
 
-use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use larder_core::Digest;
 use rustix::fs::FlockOperation;
 use tracing::{info, warn};
 
-use crate::index::{Candidate, Index};
-use crate::layout::{self, Layout, sync_directory};
+use crate::blobs::damaged;
+use crate::index::{Index, Unsynced};
+use crate::layout::{self, ALGORITHMS, Layout, sync_directory};
+use crate::work::blocking;
 use crate::{OpenError, Store, StoreError};
+
+/// How many blobs are verified between two notes of progress in the index.
+const BATCH: u32 = 64;
 
 /// Makes the directories, takes the lock, and removes what a crash left in staging. Blocks.
 pub(crate) fn open_directory(root: &Path) -> Result<(Layout, File), OpenError> {
@@ -33,36 +37,49 @@ pub(crate) fn open_directory(root: &Path) -> Result<(Layout, File), OpenError> {
 /// Verifies the blobs that may not have reached the disk before a loss of power, and forgets those
 /// that did not.
 pub(crate) async fn verify_unsynced(layout: &Layout, index: &Index) -> Result<(), StoreError> {
-    let candidates = index.unsynced().await?;
-    if candidates.is_empty() {
-        return Ok(());
-    }
-    info!("verifying {} blobs that were stored just before the last stop", candidates.len());
-    let (mut whole, mut lost) = (Vec::new(), Vec::new());
-    for candidate in candidates {
-        let path = layout.blob(&candidate.digest);
-        let (digest, verified) = tokio::task::spawn_blocking(move || {
-            let verified = verify_and_sync(&path, &candidate);
-            (candidate.digest, verified)
-        })
-        .await
-        .expect("verifying a file does not panic");
-        match verified {
-            Ok(()) => whole.push(digest),
-            Err(error) => {
-                warn!(blob.digest = %digest, %error, "the blob {digest} did not survive the last stop");
-                lost.push(digest);
-            }
+    let (mut n_verified, mut after) = (0, 0);
+    loop {
+        let batch = index.unsynced(after, BATCH).await?;
+        let Some(last) = batch.last() else {
+            break;
+        };
+        after = last.content;
+        n_verified += batch.len();
+        let layout = layout.clone();
+        let (whole, lost) = blocking(move || verify_all(&layout, batch)).await;
+        index.set_synced(&whole).await?;
+        for digest in lost {
+            index.remove_blob(&digest).await?;
         }
     }
-    index.set_synced(&whole).await?;
-    index.remove_blobs(&lost).await?;
+    if n_verified > 0 {
+        info!("verified {n_verified} blobs that were stored just before the last stop");
+    }
     Ok(())
 }
 
-fn verify_and_sync(path: &Path, candidate: &Candidate) -> io::Result<()> {
+/// Tells those that are whole from those that are lost, and removes the files of the latter.
+fn verify_all(layout: &Layout, batch: Vec<Unsynced>) -> (Vec<Unsynced>, Vec<Digest>) {
+    let (mut whole, mut lost) = (Vec::new(), Vec::new());
+    for unsynced in batch {
+        let digest = &unsynced.digest;
+        let path = layout.blob(digest);
+        match verify_and_sync(&path, digest) {
+            Ok(()) => whole.push(unsynced),
+            Err(error) => {
+                warn!(blob.digest = %digest, %error, "the blob {digest} did not survive the last stop");
+                // If it can't be removed, it will be swept as a file without an owner.
+                let _ = std::fs::remove_file(&path);
+                lost.push(unsynced.digest);
+            }
+        }
+    }
+    (whole, lost)
+}
+
+fn verify_and_sync(path: &Path, digest: &Digest) -> io::Result<()> {
     let mut file = File::open(path)?;
-    let mut hasher = candidate.digest.hasher();
+    let mut hasher = digest.hasher();
     let mut buffer = vec![0; 1 << 20];
     loop {
         let n = file.read(&mut buffer)?;
@@ -71,44 +88,47 @@ fn verify_and_sync(path: &Path, candidate: &Candidate) -> io::Result<()> {
         }
         hasher.update(&buffer[..n]);
     }
-    if hasher.finish() != candidate.digest {
-        return Err(io::Error::other("its bytes are not all there"));
+    if hasher.finish() != *digest {
+        return Err(damaged("its bytes are not all there"));
     }
     file.sync_data()?;
     path.parent().map_or(Ok(()), sync_directory)
 }
 
 /// Removes files that the index does not know: blobs that were renamed but not recorded before a
-/// crash, and beginnings without a row. Only files from before `opened_at` count, as newer ones may
-/// be about to be recorded.
-pub(crate) async fn sweep(store: Store, opened_at: SystemTime) {
-    match sweep_blobs(&store, opened_at).await {
+/// crash, and beginnings without a row.
+pub(crate) async fn sweep(store: Store) {
+    match sweep_blobs(&store).await {
         Ok(0) => {}
         Ok(n) => info!("removed {n} files that the index does not know"),
         Err(error) => {
             warn!(error = &error as &dyn std::error::Error, "looking for files without an owner");
         }
     }
-    if let Err(error) = sweep_partials(&store).await {
+    if let Err(error) = sweep_beginnings(&store).await {
         warn!(error = &error as &dyn std::error::Error, "looking for beginnings without an owner");
     }
 }
 
-async fn sweep_blobs(store: &Store, opened_at: SystemTime) -> Result<u64, StoreError> {
+async fn sweep_blobs(store: &Store) -> Result<u64, StoreError> {
     let mut n_removed = 0;
-    for algorithm in ["sha256", "sha512"] {
-        let directory = store.layout().blobs().join(algorithm);
-        for directory in list(directory).await? {
-            for path in list(directory).await? {
-                if store.0.closing.is_cancelled() {
-                    return Ok(n_removed);
-                }
-                let Some(digest) = name_of(algorithm, &path) else {
-                    continue;
-                };
-                if store.index().blob(&digest).await?.is_none() && is_older(&path, opened_at).await
-                {
-                    remove(path).await?;
+    for algorithm in ALGORITHMS {
+        for directory in list(store.layout().blobs().join(algorithm)).await? {
+            if store.0.closing.is_cancelled() {
+                return Ok(n_removed);
+            }
+            let Some(beginning) = directory.file_name().and_then(OsStr::to_str) else {
+                continue;
+            };
+            let known = store.index().stored(&format!("{algorithm}:{beginning}")).await?;
+            let names = list(directory).await?.into_iter().filter_map(|path| {
+                format!("{algorithm}:{}", path.file_name()?.to_str()?).parse::<Digest>().ok()
+            });
+            for digest in names.filter(|digest| !known.contains(digest)) {
+                // With the lock held nobody is between giving a file its place and its row.
+                let _name = store.lock(&digest).await;
+                if store.index().blob(&digest).await?.is_none() {
+                    remove(store.layout().blob(&digest)).await?;
                     n_removed += 1;
                 }
             }
@@ -117,28 +137,23 @@ async fn sweep_blobs(store: &Store, opened_at: SystemTime) -> Result<u64, StoreE
     Ok(n_removed)
 }
 
-async fn sweep_partials(store: &Store) -> Result<(), StoreError> {
-    let files = list(store.layout().partial()).await?;
-    if files.is_empty() {
-        return Ok(());
-    }
-    // A beginning is renamed to its place before it is recorded, so one may appear meanwhile; it
-    // was not among the files listed before.
-    let known: HashSet<PathBuf> =
-        store.index().parked().await?.iter().map(|digest| store.layout().parked(digest)).collect();
-    for path in files.into_iter().filter(|path| !known.contains(path)) {
-        remove(path).await?;
+async fn sweep_beginnings(store: &Store) -> Result<(), StoreError> {
+    for path in list(store.layout().partial()).await? {
+        let Some(digest) = name_of(&path) else {
+            continue;
+        };
+        let _name = store.lock(&digest).await;
+        if !store.index().is_parked(&digest).await? {
+            remove(path).await?;
+        }
     }
     Ok(())
 }
 
-fn name_of(algorithm: &str, path: &Path) -> Option<Digest> {
-    format!("{algorithm}:{}", path.file_name()?.to_str()?).parse().ok()
-}
-
-async fn is_older(path: &Path, than: SystemTime) -> bool {
-    let modified = tokio::fs::metadata(path).await.and_then(|metadata| metadata.modified());
-    modified.is_ok_and(|modified| modified < than)
+/// The digest after which a kept beginning is called.
+fn name_of(path: &Path) -> Option<Digest> {
+    let name = path.file_name()?.to_str()?;
+    name.replacen('-', ":", 1).parse().ok()
 }
 
 async fn list(directory: PathBuf) -> Result<Vec<PathBuf>, StoreError> {
@@ -147,11 +162,15 @@ async fn list(directory: PathBuf) -> Result<Vec<PathBuf>, StoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     };
-    let listing = tokio::task::spawn_blocking(read).await.expect("listing does not panic");
-    listing.map_err(|source| StoreError::io("listing a directory", source))
+    blocking(read).await.map_err(|source| StoreError::io("listing a directory", source))
 }
 
+/// Removes a file, if it is still there.
 async fn remove(path: PathBuf) -> Result<(), StoreError> {
-    let removed = tokio::fs::remove_file(path).await;
-    removed.map_err(|source| StoreError::io("removing a file without an owner", source))
+    match blocking(move || std::fs::remove_file(path)).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io("removing a file without an owner", error))
+        }
+        _ => Ok(()),
+    }
 }

@@ -20,27 +20,31 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use larder_core::Digest;
 use larder_core::digest::Hasher;
 use larder_core::name::Named;
+use tracing::warn;
 
 use crate::file::SharedFile;
+use crate::index::Manifest;
 use crate::layout::RemoveOnDrop;
+use crate::work::{Slow, blocking, finish};
 use crate::{Blob, IndexError, Store};
 
 /// A blob that is being written and that no lookup finds yet.
 ///
-/// Dropping a `Staging` removes its file.
+/// Dropping a `Staging` removes its file, soon after.
 #[derive(Debug)]
 #[must_use = "a staging that is not committed removes its bytes"]
 pub struct Staging {
     pub(crate) store: Store,
     pub(crate) expected: Digest,
-    pub(crate) path: RemoveOnDrop,
-    pub(crate) file: Arc<File>,
+    pub(crate) path: Slow<RemoveOnDrop>,
+    pub(crate) file: Arc<Slow<File>>,
     pub(crate) hasher: Hasher,
     pub(crate) len: u64,
 }
@@ -98,7 +102,7 @@ pub struct WriteError {
     pub source: io::Error,
 }
 
-/// The good beginning of a blob that cannot be stored. Its file goes when it is dropped.
+/// The good beginning of a blob that cannot be stored. Its file goes soon after it is dropped.
 #[derive(Debug)]
 pub struct Prefix {
     /// The blob that this is the beginning of.
@@ -109,7 +113,7 @@ pub struct Prefix {
     pub len: u64,
     /// The hash over those bytes.
     pub hasher: Hasher,
-    _path: RemoveOnDrop,
+    _path: Slow<RemoveOnDrop>,
 }
 
 impl Staging {
@@ -118,10 +122,10 @@ impl Staging {
         let path = store.layout().new_staging();
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         Ok(Self {
+            path: store.slow(RemoveOnDrop::new(path)),
+            file: Arc::new(store.slow(file)),
             store: store.clone(),
             expected: expected.clone(),
-            path: RemoveOnDrop::new(path),
-            file: Arc::new(file),
             hasher: expected.hasher(),
             len: 0,
         })
@@ -146,8 +150,7 @@ impl Staging {
     /// [`WriteError`]: the disk refused (full, most likely). The staging is gone, since part of the
     /// bytes may be in the file; the error has the good beginning.
     pub async fn write(self, chunks: Vec<Bytes>) -> Result<Self, WriteError> {
-        let write = move || self.write_blocking(&chunks);
-        tokio::task::spawn_blocking(write).await.expect("writing does not panic")
+        blocking(move || self.write_blocking(&chunks)).await
     }
 
     fn write_blocking(mut self, chunks: &[Bytes]) -> Result<Self, WriteError> {
@@ -198,19 +201,12 @@ impl Staging {
         expected_len: Option<u64>,
         repository: &Named,
     ) -> Result<Blob, CommitError> {
-        let (store, published) = self.publish(expected_len).await?;
-        let digest = published.digest.clone();
-        match store.record(&published, repository).await {
-            Ok(blob) => Ok(blob),
-            Err(source) => Err(CommitError::Index { digest, source }),
-        }
+        self.check(expected_len)?;
+        self.publish(repository, None).await
     }
 
-    /// Checks length and digest and renames the file to its place.
-    pub(crate) async fn publish(
-        self,
-        expected_len: Option<u64>,
-    ) -> Result<(Store, Published), CommitError> {
+    /// Whether these are all the bytes, and the right ones.
+    fn check(&self, expected_len: Option<u64>) -> Result<(), CommitError> {
         if let Some(expected) = expected_len
             && self.len != expected
         {
@@ -220,27 +216,80 @@ impl Staging {
         if actual != self.expected {
             return Err(CommitError::Digest { expected: self.expected.clone(), actual });
         }
-        let digest = self.expected.clone();
-        let renaming = tokio::task::spawn_blocking(move || self.rename());
-        let renamed = renaming.await.expect("renaming does not panic");
-        renamed.map_err(|source| CommitError::Io { digest, source })
+        Ok(())
     }
 
-    fn rename(self) -> io::Result<(Store, Published)> {
-        let to = self.store.layout().blob(&self.expected);
-        if let Some(directory) = to.parent() {
+    /// As [`Staging::commit`], of a manifest.
+    pub(crate) async fn commit_manifest(
+        self,
+        repository: &Named,
+        manifest: Manifest,
+    ) -> Result<Blob, CommitError> {
+        self.check(None)?;
+        self.publish(repository, Some(manifest)).await
+    }
+
+    /// Gives the file its place and its row: both, or none.
+    async fn publish(
+        self,
+        repository: &Named,
+        manifest: Option<Manifest>,
+    ) -> Result<Blob, CommitError> {
+        let (store, repository) = (self.store.clone(), repository.clone());
+        let tasks = store.tasks().clone();
+        let publish = async move {
+            let digest = self.expected.clone();
+            let _name = store.lock(&digest).await;
+            let placed = blocking(move || self.place()).await;
+            let io = |source| CommitError::Io { digest: digest.clone(), source };
+            let placed = placed.map_err(io)?;
+            match store.record(&placed, &repository, manifest.as_ref()).await {
+                Ok(blob) => Ok(blob),
+                Err(source) => {
+                    blocking(move || placed.undo()).await;
+                    Err(CommitError::Index { digest, source })
+                }
+            }
+        };
+        finish(&tasks, publish).await
+    }
+
+    /// Renames the file to its place. Blocks.
+    fn place(self) -> io::Result<Placed> {
+        let path = self.store.layout().blob(&self.expected);
+        if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;
         }
-        std::fs::rename(self.path.path(), &to)?;
-        self.path.keep();
-        Ok((self.store, Published { digest: self.expected, file: self.file, len: self.len }))
+        let replaces = path.try_exists()?;
+        if replaces {
+            // The index may already say that what is in this place survives a loss of power.
+            self.file.sync_data()?;
+        }
+        std::fs::rename(self.path.path(), &path)?;
+        self.path.into_inner().keep();
+        Ok(Placed { digest: self.expected, file: self.file, len: self.len, path, replaces })
     }
 }
 
 /// A file that is at its place and that the index does not know yet.
 #[derive(Debug)]
-pub(crate) struct Published {
+pub(crate) struct Placed {
     pub(crate) digest: Digest,
-    pub(crate) file: Arc<File>,
+    pub(crate) file: Arc<Slow<File>>,
     pub(crate) len: u64,
+    path: PathBuf,
+    /// Whether another file had that place before.
+    replaces: bool,
+}
+
+impl Placed {
+    /// Leaves no file that the index does not know, and that would not be counted. Blocks.
+    fn undo(self) {
+        // One that has replaced another has equal bytes, which the index may know.
+        if !self.replaces
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            warn!(%error, "removing {}", self.path.display());
+        }
+    }
 }

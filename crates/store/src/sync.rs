@@ -4,74 +4,104 @@
 //! add its latency to each layer of a pull. So syncing follows at once, in the background: first
 //! the file, then its directories, then the mark in the index that says so. Until then a start
 //! verifies the blob before it believes in it.
+//!
+//! The index itself is the queue: however far the disk falls behind, nothing is lost from it, and
+//! no file is held open for it.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 
-use larder_core::Digest;
-use tokio::sync::mpsc;
 use tracing::warn;
 
-use crate::Store;
-use crate::layout::sync_directory;
-use crate::staging::Published;
+use crate::index::Unsynced;
+use crate::layout::{Layout, sync_directory};
+use crate::work::blocking;
+use crate::{Store, StoreError};
 
 /// How many blobs are synced together; their directories are then synced once.
-const BATCH: usize = 64;
+const BATCH: u32 = 64;
 
-impl Store {
-    /// Has a recorded blob synced soon. Without a place in the queue it stays marked as unsynced.
-    pub(crate) fn sync_later(&self, published: Published) {
-        let _ = self.0.to_sync.try_send(published);
-    }
+/// What came of syncing some blobs.
+#[derive(Default)]
+struct Outcome {
+    synced: Vec<Unsynced>,
+    /// The disk could not keep their bytes, and a second try would not tell: the operating system
+    /// reports such a failure once.
+    lost: Vec<Unsynced>,
 }
 
 /// Syncs what comes, until the store closes; then what is still there.
-pub(crate) async fn run(store: Store, mut unsynced: mpsc::Receiver<Published>) {
-    let mut batch = Vec::with_capacity(BATCH);
+pub(crate) async fn run(store: Store) {
     loop {
-        tokio::select! {
-            biased;
-            n = unsynced.recv_many(&mut batch, BATCH) => if n == 0 { break },
-            () = store.0.closing.cancelled() => unsynced.close(),
+        let closing = tokio::select! {
+            () = store.0.unsynced.notified() => false,
+            () = store.0.closing.cancelled() => true,
+        };
+        if let Err(error) = sync_all(&store).await {
+            warn!(error = &error as &dyn std::error::Error, "syncing what was stored");
         }
-        if !batch.is_empty() {
-            sync(&store, std::mem::take(&mut batch)).await;
+        if closing {
+            return;
         }
     }
 }
 
-async fn sync(store: &Store, batch: Vec<Published>) {
-    let layout = store.layout().clone();
-    let blocking = move || {
-        let mut synced = Vec::new();
-        let mut directories = BTreeSet::new();
-        for Published { digest, file, .. } in batch {
-            match file.sync_data() {
-                Ok(()) => {
-                    directories.extend(directories_of(layout.blob(&digest)));
-                    synced.push(digest);
-                }
-                Err(error) => warn!(blob.digest = %digest, %error, "syncing {digest}"),
-            }
+async fn sync_all(store: &Store) -> Result<(), StoreError> {
+    let mut after = 0;
+    loop {
+        let batch = store.index().unsynced(after, BATCH).await?;
+        let Some(last) = batch.last() else {
+            return Ok(());
+        };
+        after = last.content;
+        let layout = store.layout().clone();
+        let Outcome { synced, lost } = blocking(move || sync(&layout, batch)).await;
+        store.index().set_synced(&synced).await?;
+        for Unsynced { digest, .. } in lost {
+            let _name = store.lock(&digest).await;
+            store.take_out(&digest).await?;
         }
-        for directory in directories {
-            if let Err(error) = sync_directory(&directory) {
-                warn!(%error, "syncing {}", directory.display());
-                return Vec::new();
-            }
-        }
-        synced
-    };
-    let synced: Vec<Digest> =
-        tokio::task::spawn_blocking(blocking).await.expect("syncing does not panic");
-    if let Err(error) = store.index().set_synced(&synced).await {
-        warn!(%error, "recording that {} blobs are synced", synced.len());
     }
 }
 
-/// The blob's directory, and the one above it, which may have been made for it.
+fn sync(layout: &Layout, batch: Vec<Unsynced>) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut directories = BTreeSet::new();
+    for unsynced in batch {
+        let path = layout.blob(&unsynced.digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            // Evicted meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                warn!(%error, "opening {} to sync it", path.display());
+                continue;
+            }
+        };
+        match file.sync_data() {
+            Ok(()) => {
+                directories.extend(directories_of(path));
+                outcome.synced.push(unsynced);
+            }
+            Err(error) => {
+                let digest = &unsynced.digest;
+                warn!(blob.digest = %digest, %error, "the disk has lost {digest}, forgetting it");
+                outcome.lost.push(unsynced);
+            }
+        }
+    }
+    for directory in directories {
+        if let Err(error) = sync_directory(&directory) {
+            warn!(%error, "syncing {}", directory.display());
+            outcome.synced.clear();
+        }
+    }
+    outcome
+}
+
+/// The blob's directory, and the one above it, which may have got it as a new entry.
 fn directories_of(blob: PathBuf) -> impl Iterator<Item = PathBuf> {
-    let mut above = blob.ancestors().skip(1).map(PathBuf::from);
-    [above.next(), above.next()].into_iter().flatten().collect::<Vec<_>>().into_iter()
+    blob.ancestors().skip(1).take(2).map(PathBuf::from).collect::<Vec<_>>().into_iter()
 }

@@ -1,6 +1,7 @@
 //! What tags named when upstream was last asked.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use larder_core::Tag;
 use larder_core::name::Named;
@@ -25,11 +26,16 @@ impl Store {
         if let Some(record) = self.0.tags.get(&key) {
             return Ok(Some(record));
         }
+        let seen = self.0.tag_changes.load(Ordering::SeqCst);
         let Some(record) = self.index().tag(repository, tag, variant).await? else {
             return Ok(None);
         };
         let record = Arc::new(record);
-        self.0.tags.insert(key, Arc::clone(&record));
+        self.0.tags.insert(key.clone(), Arc::clone(&record));
+        // If any tag has changed meanwhile, it may be this one, and this not what it names now.
+        if self.0.tag_changes.load(Ordering::SeqCst) != seen {
+            self.0.tags.invalidate(&key);
+        }
         Ok(Some(record))
     }
 
@@ -37,7 +43,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The index can't remember it; it is known until the process ends.
+    /// The index can't remember it; it is known as long as it is in memory.
     pub async fn put_tag(
         &self,
         repository: &Arc<Named>,
@@ -47,17 +53,21 @@ impl Store {
     ) -> Result<(), StoreError> {
         let record = Arc::new(record);
         let key = (Arc::clone(repository), tag.clone(), Arc::clone(variant));
-        self.0.tags.insert(key, Arc::clone(&record));
+        let put = self.index().put_tag(repository, tag, variant, &record).await;
+        self.0.tag_changes.fetch_add(1, Ordering::SeqCst);
         self.0.members.insert((Arc::clone(repository), record.digest.clone()), ());
-        Ok(self.index().put_tag(repository, tag, variant, &record).await?)
+        self.0.tags.insert(key, record);
+        Ok(put?)
     }
 
     /// Forgets every variant of a tag that upstream no longer has.
     ///
     /// # Errors
     ///
-    /// The index can't forget it; upstream will be asked again before it is served.
+    /// The index can't forget it, and the tag may be found again with the age it had.
     pub async fn remove_tag(&self, repository: &Arc<Named>, tag: &Tag) -> Result<(), StoreError> {
+        let removed = self.index().remove_tag(repository, tag).await;
+        self.0.tag_changes.fetch_add(1, Ordering::SeqCst);
         let matching: Vec<_> = self
             .0
             .tags
@@ -68,7 +78,7 @@ impl Store {
         for key in matching {
             self.0.tags.invalidate(key.as_ref());
         }
-        Ok(self.index().remove_tag(repository, tag).await?)
+        Ok(removed?)
     }
 
     /// At most `limit` stored tags of a repository after `last`, in byte order.

@@ -1,0 +1,78 @@
+//! Kept beginnings of blobs.
+
+use std::time::SystemTime;
+
+use larder_core::Digest;
+
+use super::{Index, IndexError, to_millis};
+
+/// A kept beginning.
+#[derive(Clone, Debug)]
+pub(crate) struct Parked {
+    pub(crate) size: u64,
+    /// The digest of the beginning itself.
+    pub(crate) prefix: Digest,
+}
+
+impl Index {
+    /// Records a beginning; returns the size of the one it replaces, or 0.
+    pub(crate) async fn put_parked(
+        &self,
+        digest: &Digest,
+        parked: &Parked,
+        now: SystemTime,
+    ) -> Result<u64, IndexError> {
+        let mut transaction = self.writer.begin().await?;
+        let replaced: Option<(i64,)> = sqlx::query_as("SELECT size FROM partials WHERE digest = ?")
+            .bind(digest.to_string())
+            .fetch_optional(&mut *transaction)
+            .await?;
+        sqlx::query(
+            "INSERT OR REPLACE INTO partials (digest, size, prefix, parked_at) VALUES (?, ?, ?, ?)",
+        )
+        .bind(digest.to_string())
+        .bind(parked.size.cast_signed())
+        .bind(parked.prefix.to_string())
+        .bind(to_millis(now))
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(replaced.map_or(0, |(size,)| size.cast_unsigned()))
+    }
+
+    /// The beginning of a blob, which is forgotten: who takes it has its file.
+    pub(crate) async fn take_parked(&self, digest: &Digest) -> Result<Option<Parked>, IndexError> {
+        let row: Option<(i64, String)> =
+            sqlx::query_as("DELETE FROM partials WHERE digest = ? RETURNING size, prefix")
+                .bind(digest.to_string())
+                .fetch_optional(&self.writer)
+                .await?;
+        Ok(row.and_then(|(size, prefix)| {
+            Some(Parked { size: size.cast_unsigned(), prefix: prefix.parse().ok()? })
+        }))
+    }
+
+    /// At most `limit` beginnings that were parked before `time`, the oldest first.
+    pub(crate) async fn parked_before(
+        &self,
+        time: SystemTime,
+        limit: u32,
+    ) -> Result<Vec<Digest>, IndexError> {
+        let rows: Vec<(String,)> = sqlx::query_as(
+            "SELECT digest FROM partials WHERE parked_at < ? ORDER BY parked_at LIMIT ?",
+        )
+        .bind(to_millis(time))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(rows.into_iter().filter_map(|(digest,)| digest.parse().ok()).collect())
+    }
+
+    pub(crate) async fn is_parked(&self, digest: &Digest) -> Result<bool, IndexError> {
+        let row: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM partials WHERE digest = ?")
+            .bind(digest.to_string())
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(row.is_some())
+    }
+}

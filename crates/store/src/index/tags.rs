@@ -1,0 +1,116 @@
+//! What tags named.
+
+use std::time::SystemTime;
+
+use larder_core::name::Named;
+use larder_core::{Digest, Tag};
+
+use super::members::{put_member, repository_id};
+use super::{Index, IndexError, content_id, from_millis, to_millis};
+
+/// What a tag named when upstream was last asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagRecord {
+    /// The manifest.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When upstream last confirmed it.
+    pub checked_at: SystemTime,
+}
+
+impl Index {
+    pub(crate) async fn tag(
+        &self,
+        repository: &Named,
+        tag: &Tag,
+        variant: &str,
+    ) -> Result<Option<TagRecord>, IndexError> {
+        let row: Option<(String, String, i64, i64)> = sqlx::query_as(
+            "SELECT digest, media_type, size, checked_at \
+             FROM tags JOIN contents ON contents.id = tags.content \
+             WHERE repository = (SELECT id FROM repositories WHERE host = ? AND name = ?) \
+               AND tag = ? AND variant = ?",
+        )
+        .bind(repository.host.as_str())
+        .bind(repository.repository.as_str())
+        .bind(tag.as_str())
+        .bind(variant)
+        .fetch_optional(&self.readers)
+        .await?;
+        Ok(row.and_then(|(digest, media_type, size, checked_at)| {
+            Some(TagRecord {
+                digest: digest.parse().ok()?,
+                media_type,
+                size: size.cast_unsigned(),
+                checked_at: from_millis(checked_at),
+            })
+        }))
+    }
+
+    pub(crate) async fn put_tag(
+        &self,
+        repository: &Named,
+        tag: &Tag,
+        variant: &str,
+        record: &TagRecord,
+    ) -> Result<(), IndexError> {
+        let mut transaction = self.writer.begin().await?;
+        let repository = repository_id(&mut transaction, repository).await?;
+        let content = content_id(&mut transaction, &record.digest).await?;
+        put_member(&mut transaction, repository, content).await?;
+        sqlx::query(
+            "INSERT OR REPLACE INTO tags \
+             (repository, tag, variant, content, media_type, size, checked_at) \
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(repository)
+        .bind(tag.as_str())
+        .bind(variant)
+        .bind(content)
+        .bind(&record.media_type)
+        .bind(record.size.cast_signed())
+        .bind(to_millis(record.checked_at))
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Forgets every variant of a tag.
+    pub(crate) async fn remove_tag(&self, repository: &Named, tag: &Tag) -> Result<(), IndexError> {
+        sqlx::query(
+            "DELETE FROM tags WHERE tag = ? \
+             AND repository = (SELECT id FROM repositories WHERE host = ? AND name = ?)",
+        )
+        .bind(tag.as_str())
+        .bind(repository.host.as_str())
+        .bind(repository.repository.as_str())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
+    /// At most `limit` tags of a repository after `last`, in byte order.
+    pub(crate) async fn tags(
+        &self,
+        repository: &Named,
+        last: &str,
+        limit: u32,
+    ) -> Result<Vec<String>, IndexError> {
+        let rows: Vec<(String,)> = sqlx::query_as(
+            "SELECT DISTINCT tag FROM tags \
+             WHERE repository = (SELECT id FROM repositories WHERE host = ? AND name = ?) \
+               AND tag > ? ORDER BY tag LIMIT ?",
+        )
+        .bind(repository.host.as_str())
+        .bind(repository.repository.as_str())
+        .bind(last)
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(rows.into_iter().map(|(tag,)| tag).collect())
+    }
+}

@@ -1,0 +1,160 @@
+//! Work that blocks, or that must come to its end.
+
+use std::future::pending;
+use std::ops::Deref;
+use std::panic::resume_unwind;
+
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+/// Runs `work` on a thread that may block.
+///
+/// If the runtime ends before the work has begun, this never returns: whoever waits here ends with
+/// the runtime.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    outcome(tokio::task::spawn_blocking(work)).await
+}
+
+/// Runs `work` to its end, even if the caller stops waiting for it in the midst: what is on disk,
+/// what is in the index and what is counted must change together.
+///
+/// `tasks` waits for it. As for the end of the runtime, see [`blocking`].
+pub(crate) async fn finish<T: Send + 'static>(
+    tasks: &TaskTracker,
+    work: impl Future<Output = T> + Send + 'static,
+) -> T {
+    outcome(tasks.spawn(work.in_current_span())).await
+}
+
+async fn outcome<T>(task: JoinHandle<T>) -> T {
+    match task.await {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // Only the end of the runtime cancels it.
+            Err(_) => pending().await,
+        },
+    }
+}
+
+/// Something whose end may block: a file, whose bytes are freed with its last handle if it has no
+/// name any more, or that name. Freeing gigabytes takes a file system tens of milliseconds, in
+/// which a thread of the runtime would serve nobody; so it ends on a thread that may block.
+#[derive(Debug)]
+pub(crate) struct Slow<T: Send + 'static> {
+    /// Taken when it is dropped or given away.
+    value: Option<T>,
+    tasks: TaskTracker,
+}
+
+impl<T: Send + 'static> Slow<T> {
+    /// Wraps `value`; `tasks` waits for its end once that has begun.
+    pub(crate) fn new(value: T, tasks: &TaskTracker) -> Self {
+        Self { value: Some(value), tasks: tasks.clone() }
+    }
+
+    pub(crate) fn into_inner(mut self) -> T {
+        self.value.take().expect("only this and `drop` take it, and both end the wrapper")
+    }
+}
+
+impl<T: Send + 'static> Deref for Slow<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value.as_ref().expect("only what ends the wrapper takes it")
+    }
+}
+
+impl<T: Send + 'static> Drop for Slow<T> {
+    fn drop(&mut self) {
+        let Some(value) = self.value.take() else { return };
+        // Outside of a runtime, or at its end, nobody is kept waiting.
+        if Handle::try_current().is_ok() {
+            self.tasks.spawn_blocking(move || drop(value));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::task::{Context, Waker};
+    use std::thread::ThreadId;
+
+    use super::*;
+
+    /// Tells which thread it was dropped on.
+    struct Witness(mpsc::Sender<ThreadId>);
+
+    impl Drop for Witness {
+        fn drop(&mut self) {
+            self.0.send(std::thread::current().id()).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn something_slow_ends_on_another_thread_and_its_tasks_wait_for_that() {
+        let (tasks, (ended, end)) = (TaskTracker::new(), mpsc::channel());
+        drop(Slow::new(Witness(ended), &tasks));
+        tasks.close();
+        tasks.wait().await;
+        assert_ne!(end.try_recv().unwrap(), std::thread::current().id());
+    }
+
+    #[test]
+    fn something_slow_ends_at_once_where_there_is_no_runtime() {
+        let (ended, end) = mpsc::channel();
+        drop(Slow::new(Witness(ended), &TaskTracker::new()));
+        assert_eq!(end.try_recv().unwrap(), std::thread::current().id());
+    }
+
+    #[test]
+    fn something_slow_ends_also_when_the_runtime_has_ended() {
+        let (ended, end) = mpsc::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let slow = Slow::new(Witness(ended), &TaskTracker::new());
+        runtime.spawn(async move {
+            let _slow = slow;
+            pending::<()>().await;
+        });
+        drop(runtime);
+        assert!(end.try_recv().is_ok());
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_when_nobody_waits_for_it() {
+        let (tasks, (ended, end)) = (TaskTracker::new(), mpsc::channel());
+        let work = finish(&tasks, async move {
+            tokio::task::yield_now().await;
+            drop(Witness(ended));
+        });
+        tokio::select! {
+            biased;
+            () = work => unreachable!("it yields first"),
+            () = std::future::ready(()) => {}
+        }
+        tasks.close();
+        tasks.wait().await;
+        assert!(end.try_recv().is_ok());
+    }
+
+    #[test]
+    fn whoever_waits_when_the_runtime_ends_is_not_woken_to_panic() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let handle = runtime.handle().clone();
+        runtime.shutdown_background();
+        let _entered = handle.enter();
+        let waiting = std::pin::pin!(blocking(|| ()));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(waiting.poll(&mut context).is_pending());
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "on purpose")]
+    async fn a_panic_in_blocking_work_is_a_panic_of_the_caller() {
+        blocking(|| panic!("on purpose")).await;
+    }
+}

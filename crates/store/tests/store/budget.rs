@@ -1,0 +1,167 @@
+//! What goes when there is more than the budget allows, and what stays.
+
+use larder_core::Digest;
+use larder_store::Store;
+
+use crate::home::{Home, close, commit, content, read, read_all, repository, staged, try_commit};
+
+/// As long as all blobs here are, unless a test says otherwise.
+const LEN: usize = 1000;
+
+#[tokio::test]
+async fn a_store_that_is_closed_holds_no_more_than_its_budget() {
+    let home = Home::new();
+    let store = home.open_with_budget(10_000).await;
+    for seed in 0..50 {
+        commit(&store, &content(seed, LEN)).await;
+    }
+    store.close().await;
+    let usage = store.usage();
+    assert!(usage.bytes <= 10_000, "{usage:?}");
+    assert_eq!(usage.bytes + usage.evicted, 50_000);
+    home.assert_agrees_with(&store).await;
+}
+
+#[tokio::test]
+async fn nothing_goes_while_the_budget_is_kept() {
+    let home = Home::new();
+    let store = home.open_with_budget(10_000).await;
+    for seed in 0..10 {
+        commit(&store, &content(seed, LEN)).await;
+    }
+    store.close().await;
+    assert_eq!((store.usage().bytes, store.usage().evicted), (10_000, 0));
+}
+
+#[tokio::test]
+async fn the_blobs_that_were_not_used_for_longest_go_first() {
+    let home = Home::new();
+    let digests = ten_blobs_of_known_age(&home).await;
+    // 10 of 10,000 bytes against a budget of 8,000: down to 7,200, so the three oldest go.
+    let found = found_after_evicting(&home, &digests).await;
+    assert_eq!(found, [3, 4, 5, 6, 7, 8, 9]);
+}
+
+#[tokio::test]
+async fn a_use_protects_a_blob_also_after_reopening() {
+    let home = Home::new();
+    let digests = ten_blobs_of_known_age(&home).await;
+    let store = home.open().await;
+    read(&store, &digests[0]).await.unwrap();
+    close(store).await;
+    assert_eq!(found_after_evicting(&home, &digests).await, [0, 4, 5, 6, 7, 8, 9]);
+}
+
+#[tokio::test]
+async fn who_reads_an_evicted_blob_reads_it_to_the_end() {
+    let home = Home::new();
+    let store = home.open().await;
+    let bytes = content(1, LEN);
+    let blob = try_commit(&store, &bytes).await.unwrap();
+    close(store).await;
+    let store = home.open_with_budget(10).await;
+    let same = store.blob(&blob.digest).await.unwrap();
+    store.close().await;
+    assert_eq!(store.usage().evicted, LEN as u64);
+    assert_eq!(home.files("blobs"), []);
+    assert_eq!(read_all(&blob).await, bytes);
+    if let Some(same) = same {
+        assert_eq!(read_all(&same).await, bytes);
+    }
+}
+
+#[tokio::test]
+async fn the_bytes_of_an_evicted_blob_that_nobody_reads_are_free_at_once() {
+    let home = Home::new();
+    let store = home.open_with_budget(10_000).await;
+    for seed in 0..50 {
+        commit(&store, &content(seed, LEN)).await;
+    }
+    store.close().await;
+    assert_eq!(open_but_deleted(&home), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_evicted_manifest_is_not_found_and_can_be_stored_again() {
+    let home = Home::new();
+    let store = home.open_with_budget(10_000).await;
+    let (bytes, named) = (content(1, LEN), repository("ghcr.io/a/b"));
+    let digest = Digest::sha256_of(&bytes);
+    let child = Digest::sha256_of(b"child");
+    let put = async |store: &Store| {
+        let children = std::slice::from_ref(&child);
+        store.put_manifest(&named, &digest, "x/y", bytes.clone(), children).await.unwrap()
+    };
+    put(&store).await;
+    close(store).await;
+    home.sql("UPDATE blobs SET used_at = 0").await;
+    let store = home.open_with_budget(10_000).await;
+    for seed in 2..13 {
+        commit(&store, &content(seed, LEN)).await;
+    }
+    close(store).await;
+    let store = home.open_with_budget(10_000).await;
+    assert!(store.manifest(&digest).await.unwrap().is_none());
+    assert!(store.blob(&digest).await.unwrap().is_none());
+    assert!(store.is_member(&named, &child).await.unwrap(), "what may be served is still known");
+    put(&store).await;
+    assert_eq!(store.manifest(&digest).await.unwrap().unwrap().bytes, bytes);
+}
+
+#[tokio::test]
+async fn kept_beginnings_do_not_push_every_blob_out() {
+    let home = Home::new();
+    let store = home.open().await;
+    for seed in 0..20 {
+        let bytes = content(seed, LEN);
+        staged(&store, &bytes, &bytes[..LEN - 1]).await.park().await.unwrap();
+    }
+    close(store).await;
+    home.sql("UPDATE partials SET parked_at = parked_at - 1000").await;
+    let store = home.open_with_budget(10_000).await;
+    let digest = commit(&store, &content(100, LEN)).await;
+    store.close().await;
+    assert!(store.usage().bytes <= 10_000, "{:?}", store.usage());
+    assert_eq!(home.rows().await, [digest]);
+    home.assert_agrees_with(&store).await;
+}
+
+#[tokio::test]
+async fn a_blob_larger_than_the_budget_is_stored_and_goes_by_itself() {
+    let home = Home::new();
+    let store = home.open_with_budget(100).await;
+    let blob = try_commit(&store, &content(1, LEN)).await.unwrap();
+    store.close().await;
+    assert_eq!((store.usage().bytes, store.usage().evicted), (0, LEN as u64));
+    assert_eq!(read_all(&blob).await.len(), LEN);
+}
+
+/// Ten blobs, the first of which has gone unused longest.
+async fn ten_blobs_of_known_age(home: &Home) -> Vec<Digest> {
+    let store = home.open().await;
+    let mut digests = Vec::new();
+    for seed in 0..10 {
+        digests.push(commit(&store, &content(seed, LEN)).await);
+    }
+    close(store).await;
+    home.sql("UPDATE blobs SET used_at = content * 1000").await;
+    digests
+}
+
+/// Which of `digests` are still found after a store with a budget of 8,000 bytes was open.
+async fn found_after_evicting(home: &Home, digests: &[Digest]) -> Vec<usize> {
+    close(home.open_with_budget(8000).await).await;
+    let rows = home.rows().await;
+    (0..digests.len()).filter(|n| rows.contains(&digests[*n])).collect()
+}
+
+/// Files of this store that take up space although they have no name any more.
+fn open_but_deleted(home: &Home) -> Vec<String> {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    let targets = open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    targets
+        .map(|target| target.display().to_string())
+        .filter(|target| target.contains(home.path().to_str().unwrap()))
+        .filter(|target| target.ends_with("(deleted)"))
+        .collect()
+}
