@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use larder_process::logs;
 
+use crate::bench;
 use crate::settings::Settings;
 
 /// Keeps container images close to the nodes that run them.
@@ -22,6 +23,9 @@ pub(crate) enum Command {
     /// Say everything that is wrong with a configuration
     #[command(after_help = CHECK_HELP)]
     CheckConfig(CheckConfig),
+    /// Measure larder beside docker-registry and nginx on this machine
+    #[command(after_help = BENCH_HELP)]
+    Bench(bench::Args),
     /// Print what a shell needs to complete commands
     Completion {
         /// The shell
@@ -45,6 +49,11 @@ Prints `ok: N upstreams`, or one line for each mistake and exits with 2:
     unit, as in 60s
 
 Flags and variables are checked too.";
+
+const BENCH_HELP: &str = "\
+Everything is started on loopback, in a directory of its own, and ended and removed afterwards.
+Needs docker-registry and nginx (Debian: docker-registry, nginx-core). The section `slowdisk` needs
+root, to make a disk slow. A target that is not met is said, and does not fail the command.";
 
 #[derive(Args, Debug)]
 pub(crate) struct Serve {

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration.
 
+mod bench;
 mod check_config;
 mod cli;
 mod failure;
@@ -33,6 +34,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(command) => serve::run(&command, matches),
         Command::CheckConfig(command) => check_config::run(&command, matches),
+        Command::Bench(args) => bench::run(args),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "larder", &mut script);

@@ -57,7 +57,9 @@ use content::Images;
 use program::{Program, Programs};
 use report::{Findings, Report, Section};
 
-/// Measures larder beside docker-registry and nginx, on this machine.
+use crate::failure::Failure;
+
+/// What is measured, and where the report goes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Take few rounds and small sizes: under two minutes, to see that everything works
@@ -123,7 +125,12 @@ enum Name {
 /// A peer is not installed (the error names its Debian package), a section could not be measured
 /// (the report was printed and says why), or the report cannot be written. A target that was not
 /// met is no error.
-pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.context("starting a thread")?.block_on(until_interrupted(args))?)
+}
+
+async fn until_interrupted(args: Args) -> anyhow::Result<()> {
     let programs = Programs::default();
     let bench = {
         let programs = programs.clone();
