@@ -7,6 +7,7 @@ use larder_core::Tag;
 use larder_core::name::Named;
 
 use crate::index::TagRecord;
+use crate::work::blocking;
 use crate::{Store, StoreError};
 
 impl Store {
@@ -68,17 +69,18 @@ impl Store {
     pub async fn remove_tag(&self, repository: &Arc<Named>, tag: &Tag) -> Result<(), StoreError> {
         let removed = self.index().remove_tag(repository, tag).await;
         self.0.tag_changes.fetch_add(1, Ordering::SeqCst);
-        let matching: Vec<_> = self
-            .0
-            .tags
-            .iter()
-            .filter(|(key, _)| key.0 == *repository && key.1 == *tag)
-            .map(|(key, _)| key)
-            .collect();
-        for key in matching {
-            self.0.tags.invalidate(key.as_ref());
-        }
+        let (store, repository, tag) = (self.clone(), Arc::clone(repository), tag.clone());
+        // Looking through the cache takes milliseconds when it is full.
+        blocking(move || store.forget_variants(&repository, &tag)).await;
         Ok(removed?)
+    }
+
+    fn forget_variants(&self, repository: &Arc<Named>, tag: &Tag) {
+        let tags = &self.0.tags;
+        let variants = tags.iter().filter(|(key, _)| key.0 == *repository && key.1 == *tag);
+        for key in variants.map(|(key, _)| key).collect::<Vec<_>>() {
+            tags.invalidate(key.as_ref());
+        }
     }
 
     /// At most `limit` stored tags of a repository after `last`, in byte order.
