@@ -4,13 +4,21 @@
 //! from the page cache. A buffer goes back to its pool when the last `Bytes` made of it is dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// The size of one buffer in bytes. 256 KiB measured best for one stream, and keeps 256 streams,
-/// each with one buffer in flight, at 64 MiB.
+/// The size of one buffer in bytes, which measured best for one stream.
 pub(crate) const BUFFER: usize = 256 << 10;
+
+/// The size of the buffers that are given out when many are in use. They measured nearly as well,
+/// and hundreds of streams then need no more memory than a few dozen.
+const SMALL_BUFFER: usize = 64 << 10;
+
+/// How many buffers of full size may be in use: 16 MiB. Streams beyond that get small ones, so that
+/// 256 of them, each with one buffer in flight, have 28 MiB together.
+const MAX_LARGE: usize = 64;
 
 /// How many unused buffers are kept: 8 MiB, enough for the streams that are active at one moment.
 const MAX_IDLE: usize = 32;
@@ -18,7 +26,14 @@ const MAX_IDLE: usize = 32;
 /// A pool of buffers of [`BUFFER`] bytes each. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Buffers {
-    idle: Arc<Mutex<Vec<Box<[u8]>>>>,
+    large: Arc<Large>,
+}
+
+/// The buffers of full size.
+#[derive(Debug, Default)]
+struct Large {
+    idle: Mutex<Vec<Box<[u8]>>>,
+    n_in_use: AtomicUsize,
 }
 
 /// A buffer of which the first `len` bytes have been filled.
@@ -29,15 +44,35 @@ pub(crate) struct Buffer {
 }
 
 impl Buffers {
-    /// A buffer of at least `wanted` bytes where that is less than [`BUFFER`], else of that.
+    /// A buffer of `wanted` bytes where that is little, else of [`BUFFER`] bytes, or of
+    /// [`SMALL_BUFFER`] when many are in use.
     pub(crate) fn take(&self, wanted: u64) -> Buffer {
-        let pooled = wanted > BUFFER as u64 / 4;
-        let bytes = match pooled.then(|| self.idle.lock().pop()).flatten() {
-            Some(bytes) => bytes,
-            None if pooled => vec![0; BUFFER].into_boxed_slice(),
-            None => vec![0; usize::try_from(wanted).unwrap_or(BUFFER)].into_boxed_slice(),
+        let bytes = match usize::try_from(wanted) {
+            Ok(wanted) if wanted <= SMALL_BUFFER => vec![0; wanted].into_boxed_slice(),
+            _ => self.large.take().unwrap_or_else(|| vec![0; SMALL_BUFFER].into_boxed_slice()),
         };
         Buffer { bytes, len: 0, home: self.clone() }
+    }
+}
+
+impl Large {
+    /// A buffer of full size; `None` if as many as may be are in use.
+    fn take(&self) -> Option<Box<[u8]>> {
+        // Two who ask at once may both be refused the last one, which costs them nothing.
+        if self.n_in_use.fetch_add(1, Ordering::Relaxed) >= MAX_LARGE {
+            self.n_in_use.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let idle = self.idle.lock().pop();
+        Some(idle.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()))
+    }
+
+    fn give_back(&self, bytes: Box<[u8]>) {
+        self.n_in_use.fetch_sub(1, Ordering::Relaxed);
+        let mut idle = self.idle.lock();
+        if idle.len() < MAX_IDLE {
+            idle.push(bytes);
+        }
     }
 }
 
@@ -63,12 +98,8 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.bytes.len() != BUFFER {
-            return;
-        }
-        let mut idle = self.home.idle.lock();
-        if idle.len() < MAX_IDLE {
-            idle.push(std::mem::take(&mut self.bytes));
+        if self.bytes.len() == BUFFER {
+            self.home.large.give_back(std::mem::take(&mut self.bytes));
         }
     }
 }
@@ -85,14 +116,24 @@ mod tests {
         let bytes = buffer.filled(3);
         let part = bytes.slice(1..);
         drop(bytes);
-        assert_eq!((part.as_ref(), buffers.idle.lock().len()), (&b"bc"[..], 0));
+        assert_eq!((part.as_ref(), buffers.large.idle.lock().len()), (&b"bc"[..], 0));
         drop(part);
-        assert_eq!(buffers.idle.lock().len(), 1);
+        assert_eq!(buffers.large.idle.lock().len(), 1);
     }
 
     #[test]
     fn a_small_read_gets_a_small_buffer() {
         let mut buffer = Buffers::default().take(100);
         assert_eq!(buffer.room(1000).len(), 100);
+    }
+
+    #[test]
+    fn those_who_come_when_many_are_in_use_get_small_buffers() {
+        let buffers = Buffers::default();
+        let mut large: Vec<Buffer> = (0..MAX_LARGE).map(|_| buffers.take(u64::MAX)).collect();
+        assert!(large.iter_mut().all(|buffer| buffer.room(u64::MAX).len() == BUFFER));
+        assert_eq!(buffers.take(u64::MAX).room(u64::MAX).len(), SMALL_BUFFER);
+        large.pop();
+        assert_eq!(buffers.take(u64::MAX).room(u64::MAX).len(), BUFFER);
     }
 }
