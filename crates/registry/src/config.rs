@@ -9,7 +9,6 @@
 //! ```
 
 mod builtin;
-mod credentials;
 mod document;
 mod files;
 mod mistake;
@@ -24,9 +23,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use larder_core::address::HostPattern;
+use larder_upstream::Credentials;
 use url::Url;
 
-pub use credentials::{Credentials, CredentialsError, Secret};
 pub use files::{Disk, Files};
 pub use mistake::{Mistake, Place};
 pub use overrides::{Given, Overrides, default_data};
@@ -41,9 +40,6 @@ pub struct Config {
     pub admin: SocketAddr,
     /// The directory that holds the store. See [`default_data`].
     pub data: PathBuf,
-    /// How clients reach `listen` from outside, where that differs (a proxy in front). Scheme and
-    /// authority only. Default: none, what the request says.
-    pub public_url: Option<Url>,
     /// Whether no upstream may be asked at all: what is stored is served, the rest is 404.
     pub offline: bool,
     /// How much the store may hold. Default: no limit.

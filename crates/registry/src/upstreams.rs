@@ -38,14 +38,6 @@ pub enum SetupUpstreamError {
         /// What is wrong.
         source: SetupError,
     },
-    /// The credentials cannot be read.
-    #[error("reading the credentials for {upstream}")]
-    Credentials {
-        /// The host.
-        upstream: String,
-        /// What is wrong.
-        source: config::CredentialsError,
-    },
     /// A glob cannot be read.
     #[error("reading `allow` and `deny` of the upstream {upstream}")]
     Glob {
@@ -195,7 +187,7 @@ impl Upstream {
             larder_upstream::Settings {
                 host: host.clone(),
                 urls,
-                credentials: credentials(&config.credentials, host)?,
+                credentials: config.credentials.clone(),
                 proxy: config.proxy.clone(),
                 ca: config.ca.clone(),
                 insecure_skip_verify: config.insecure_skip_verify,
@@ -210,23 +202,6 @@ impl Upstream {
         })?;
         Ok(Self { settings: Arc::clone(settings), client, standing: Standing::default() })
     }
-}
-
-fn credentials(
-    configured: &config::Credentials,
-    host: &Host,
-) -> Result<larder_upstream::Credentials, SetupUpstreamError> {
-    use larder_upstream::Credentials;
-    if let config::Credentials::DockerConfig { path } = configured {
-        return Ok(Credentials::DockerConfig(path.clone()));
-    }
-    let read = configured.read(host);
-    let read = read
-        .map_err(|source| SetupUpstreamError::Credentials { upstream: host.to_string(), source })?;
-    Ok(read.map_or(Credentials::Anonymous, |(username, password)| Credentials::Basic {
-        username,
-        password: password.expose().into(),
-    }))
 }
 
 fn default_url(host: &Host) -> Url {

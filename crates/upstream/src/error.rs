@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use larder_core::Digest;
 
+use crate::credentials::CredentialsError;
+
 /// What lies under an error. Shared, because everybody who waits for one fill is told its error.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
@@ -117,15 +119,9 @@ pub enum SetupError {
     #[error("setting up the HTTP client")]
     Http(#[source] reqwest::Error),
 
-    /// Docker's configuration file cannot be read or understood.
-    #[error("reading the credentials in {}", .path.display())]
-    DockerConfig {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: crate::credentials::ReadConfigError,
-    },
+    /// The file with the credentials cannot be read or understood.
+    #[error("reading the credentials")]
+    Credentials(#[from] CredentialsError),
 }
 
 /// An error, and whether it is worth another try.

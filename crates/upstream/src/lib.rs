@@ -37,7 +37,7 @@ mod transport;
 
 pub use body::Body;
 pub use client::{Blob, Client, ManifestHead, RawManifest, TagPage};
-pub use credentials::{Credentials, ReadConfigError};
+pub use credentials::{Credentials, CredentialsError, CredentialsProblem};
 pub use docker_config::ParseDockerConfigError;
 pub use error::{Cause, Error, SetupError};
 pub use secret::Secret;

@@ -65,7 +65,6 @@ struct Draft {
     listen: Option<Vec<Located<Listener>>>,
     admin: Option<Located<SocketAddr>>,
     data: Option<Located<PathBuf>>,
-    public_url: Option<Located<Url>>,
     offline: Option<Located<bool>>,
     budget: Option<Located<Budget>>,
     tls_cert: Option<Located<PathBuf>>,
@@ -85,18 +84,13 @@ impl Draft {
     fn read(mut root: Section<'_>, files: &dyn Files, mistakes: &mut Mistakes) -> Self {
         only(&mut root, mistakes, "storage", "disk");
         only(&mut root, mistakes, "index", "sqlite");
-        if let Some(node) = root.take("ttl") {
-            let later = wrong("is not available in this version");
-            mistakes.note(&node.at, later.advise("remove it; `budget` bounds the store"));
-        }
+        later(&mut root, mistakes, "ttl", "remove it; `budget` bounds the store");
+        later(&mut root, mistakes, "public_url", "remove it; links in answers are relative");
         let has_builtin = boolean(&mut root, mistakes, "builtin_upstreams");
         let draft = Self {
             listen: root.take("listen").map(|node| listeners(&node, mistakes)),
             admin: text(&mut root, mistakes, "admin", value::address),
             data: text(&mut root, mistakes, "data", value::path),
-            public_url: text(&mut root, mistakes, "public_url", |text| {
-                value::base_url(text, &upstream::HTTP)
-            }),
             offline: boolean(&mut root, mistakes, "offline"),
             budget: root.take("budget").and_then(|node| {
                 let budget = budget(&node);
@@ -328,7 +322,6 @@ impl Draft {
             listen,
             admin: self.admin.map_or_else(default_admin, |it| it.value),
             data: self.data.map_or_else(|| environment.default_data.clone(), |it| it.value),
-            public_url: self.public_url.map(|it| it.value),
             offline: self.offline.is_some_and(|it| it.value),
             budget: self.budget.map(|it| it.value),
             ttl: None,
@@ -392,6 +385,13 @@ fn only(
         false => Err(wrong(format!("`{}` is not available in this version", shown(text)))
             .write(format!("\"{choice}\""))),
     });
+}
+
+/// A key that this version has no use for.
+fn later(section: &mut Section<'_>, mistakes: &mut Mistakes, key: &'static str, advice: &str) {
+    if let Some(node) = section.take(key) {
+        mistakes.note(&node.at, wrong("is not available in this version").advise(advice));
+    }
 }
 
 fn listeners(node: &Node<'_>, mistakes: &mut Mistakes) -> Vec<Located<Listener>> {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use larder_core::address::HostPattern;
 use larder_core::name::{DOCKER_HUB, Host};
 use larder_process::tls;
+use larder_upstream::{Credentials, Secret};
 use url::Url;
 
-use super::credentials::{Credentials, Secret};
 use super::document::{Node, Section};
 use super::files::Files;
 use super::mistake::{At, Located, Mistakes, Wrong, wrong};
@@ -228,7 +228,7 @@ impl<'d> Reader<'d, '_> {
         let n_before = self.mistakes.len();
         let mut reader = Reader { section, files: self.files, mistakes: &mut *self.mistakes };
         let username = reader.text("username", not_empty);
-        let password = reader.text("password", not_empty).map(Secret::new);
+        let password = reader.text("password", not_empty).map(Secret::from);
         let password_file = reader.text("password_file", value::path);
         let docker_config = reader.text("docker_config", value::path);
         let Reader { section, .. } = reader;
@@ -238,12 +238,12 @@ impl<'d> Reader<'d, '_> {
         }
         let credentials = match (username, password, password_file, docker_config) {
             (Some(username), Some(password), None, None) => {
-                Ok(Credentials::Password { username, password })
+                Ok(Credentials::Basic { username, password })
             }
             (Some(username), None, Some(path), None) => {
                 Ok(Credentials::PasswordFile { username, path })
             }
-            (None, None, None, Some(path)) => Ok(Credentials::DockerConfig { path }),
+            (None, None, None, Some(path)) => Ok(Credentials::DockerConfig(path)),
             _ => Err(wrong("must be one way to log in")
                 .write("{ username, password }, { username, password_file } or { docker_config }")),
         };
@@ -261,10 +261,16 @@ fn check_credentials(
     let exact = host.exact();
     // With a wildcard, each host is looked up when it is asked; until then any will do.
     let any = "localhost".parse().expect("localhost is a host");
-    let found = credentials.read_from(files, exact.unwrap_or(&any));
-    match (found.map_err(|error| wrong(with_causes(&error)))?, exact) {
-        (None, Some(host)) => Err(wrong(format!("the file has no login for {host}"))
-            .advise(format!("log in with `docker login {host}`"))),
+    let has_login =
+        credentials.has_login(exact.unwrap_or(&any), |path| files.read(path)).map_err(|error| {
+            let advice = "write a file that can be read and holds them";
+            wrong(with_causes(&error)).advise(advice)
+        })?;
+    match exact {
+        Some(host) if !has_login => Err(wrong(format!(
+            "the file has no login for {host} (credential helpers are not asked)"
+        ))
+        .advise(format!("log in with `docker login {host}`"))),
         _ => Ok(credentials),
     }
 }

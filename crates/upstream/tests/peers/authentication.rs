@@ -238,18 +238,21 @@ async fn a_password_that_was_changed_in_its_file_is_used() {
     })
     .await;
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("config.json");
-    let write = |auth: &str| {
-        let text = format!(r#"{{"auths":{{"registry.example":{{"auth":"{auth}"}}}}}}"#);
-        std::fs::write(&path, text).unwrap();
-    };
-    write("dTp3cm9uZw==");
-    let credentials = Credentials::DockerConfig(path.clone());
-    let client = client_of(Settings { credentials, ..settings(&[&fake.url]) });
-    let error = client.manifest(&repository(), &tag(), &all()).await.unwrap_err();
-    assert!(matches!(error, Error::CredentialRefused(_)), "{error}");
-    write("dTpw");
-    client.manifest(&repository(), &tag(), &all()).await.unwrap();
+    let path = dir.path().join("file");
+    let entry = |auth| format!(r#"{{"auths":{{"registry.example":{{"auth":"{auth}"}}}}}}"#);
+    let docker_config = Credentials::DockerConfig(path.clone());
+    let in_file = Credentials::PasswordFile { username: "u".to_owned(), path: path.clone() };
+    for (credentials, wrong, right) in [
+        (docker_config, entry("dTp3cm9uZw=="), entry("dTpw")),
+        (in_file, "wrong\n".to_owned(), "p\n".to_owned()),
+    ] {
+        std::fs::write(&path, wrong).unwrap();
+        let client = client_of(Settings { credentials, ..settings(&[&fake.url]) });
+        let error = client.manifest(&repository(), &tag(), &all()).await.unwrap_err();
+        assert!(matches!(error, Error::CredentialRefused(_)), "{error}");
+        std::fs::write(&path, right).unwrap();
+        client.manifest(&repository(), &tag(), &all()).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ static FILES: LazyLock<BTreeMap<PathBuf, String>> = LazyLock::new(|| {
         ("key.pem", ours.signing_key.serialize_pem()),
         ("other-key.pem", other.serialize_pem()),
         ("password", "it\n".to_owned()),
+        ("empty", "\n".to_owned()),
         ("docker.json", r#"{"auths":{"y.io":{"username":"u","password":"p"}}}"#.to_owned()),
     ];
     files.into_iter().map(|(path, text)| (path.into(), text)).collect()
@@ -48,7 +49,6 @@ fn every_key_is_understood() {
         listen = ["0.0.0.0:5000", "127.0.0.1:5002=hub"]
         admin = "0.0.0.0:5003"
         data = "/var/lib/larder"
-        public_url = "https://cache.example.org"
         offline = true
         storage = "disk"
         index = "sqlite"
@@ -82,7 +82,6 @@ fn every_key_is_understood() {
         [listener("0.0.0.0:5000", None), listener("127.0.0.1:5002", Some("hub"))]
     );
     assert_eq!(config.data, PathBuf::from("/var/lib/larder"));
-    assert_eq!(config.public_url.unwrap().as_str(), "https://cache.example.org/");
     assert!(config.offline);
     assert_eq!(config.budget, Some(Budget::Percent(80)));
     assert_eq!(config.default_upstream.as_deref(), Some("ghcr.io"));
@@ -163,8 +162,8 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         ),
         ("data = \"\"", "1: data: is empty; write a path"),
         (
-            "public_url = \"https://x/v2\"",
-            "1: public_url: `https://x/v2` has more than a host and port; write https://x",
+            "public_url = \"https://x\"",
+            "1: public_url: is not available in this version; remove it; links in answers are relative",
         ),
         (
             "budget = \"lots\"",
@@ -185,7 +184,7 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         ),
         (
             "colour = 1",
-            "1: colour: there is no such key; known here are storage, index, ttl, builtin_upstreams, listen, admin, data, public_url, offline, budget, tls_cert, tls_key, default_upstream, hosts, upstreams",
+            "1: colour: there is no such key; known here are storage, index, ttl, public_url, builtin_upstreams, listen, admin, data, offline, budget, tls_cert, tls_key, default_upstream, hosts, upstreams",
         ),
         (
             "default_upstream = \"nowhere\"",
@@ -321,11 +320,19 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         ),
         (
             "[upstreams.\"x.io\"]\ncredentials = { username = \"u\", password_file = \"absent\" }",
-            "2: upstreams.\"x.io\".credentials: reading absent: entity not found",
+            "2: upstreams.\"x.io\".credentials: reading absent: entity not found; write a file that can be read and holds them",
+        ),
+        (
+            "[upstreams.\"x.io\"]\ncredentials = { username = \"u\", password_file = \"empty\" }",
+            "2: upstreams.\"x.io\".credentials: reading empty: the file is empty; write a file that can be read and holds them",
+        ),
+        (
+            "[upstreams.\"*.x.io\"]\ncredentials = { docker_config = \"password\" }",
+            "2: upstreams.\"*.x.io\".credentials: reading password: not docker's config.json: wrong at line 1, column 1; write a file that can be read and holds them",
         ),
         (
             "[upstreams.\"x.io\"]\ncredentials = { docker_config = \"docker.json\" }",
-            "2: upstreams.\"x.io\".credentials: the file has no login for x.io; log in with `docker login x.io`",
+            "2: upstreams.\"x.io\".credentials: the file has no login for x.io (credential helpers are not asked); log in with `docker login x.io`",
         ),
         (
             "[upstreams.\"x.io\"]\nurls = \"http://x.io\"\ncredentials = { username = \"u\", password = \"hunter2\" }",
@@ -470,7 +477,7 @@ proptest! {
 
     #[test]
     fn no_value_makes_reading_panic(
-        key in "listen|admin|budget|public_url|default_upstream|upstreams|hosts|tls_cert",
+        key in "listen|admin|budget|default_upstream|upstreams|hosts|tls_cert",
         value in "(\"\\PC{0,20}\"|[0-9]{1,25}|\\[\\]|\\{\\}|true|1979-05-27)",
     ) {
         let _ = read(&format!("{key} = {value}"), Overrides::default());
