@@ -45,12 +45,12 @@ build:
 	cargo build --locked --workspace --all-targets
 
 test-crates: build
-	cargo test --locked --workspace
+	cargo test --locked --workspace --no-fail-fast
 
 test-full: test-deps check licences
 	cargo build --locked --release --package larder
 	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 \
-		cargo test --locked --workspace
+		cargo test --locked --workspace --no-fail-fast
 
 deny:
 	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
