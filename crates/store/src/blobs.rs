@@ -116,7 +116,8 @@ impl Store {
         manifest: Option<&Manifest>,
     ) -> Result<Blob, IndexError> {
         let Placed { digest, file, len, .. } = placed;
-        self.add(self.index().put_blob(digest, *len, repository, manifest).await?);
+        let now = SystemTime::now();
+        self.add(self.index().put_blob(digest, *len, repository, manifest, now).await?);
         let blob = self.readable(digest.clone(), *len, Arc::clone(file));
         // Manifests have a cache of their own, and need no open file.
         match manifest {

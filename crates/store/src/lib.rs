@@ -35,8 +35,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use larder_core::Digest;
 use larder_core::name::Named;
-use larder_core::{Digest, Tag};
 use tokio::sync::{MutexGuard, Notify};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -75,7 +75,7 @@ struct Inner {
     blobs: moka::sync::Cache<Digest, Blob>,
     manifests: moka::sync::Cache<Digest, Arc<StoredManifest>>,
     members: moka::sync::Cache<(Arc<Named>, Digest), ()>,
-    tags: moka::sync::Cache<(Arc<Named>, Tag, Arc<str>), Arc<TagRecord>>,
+    tags: moka::sync::Cache<tags::TagKey, Arc<TagRecord>>,
     /// Goes up when something has been taken out of the index, so that it stays out of the caches.
     removals: AtomicU64,
     /// The same for `tags`: goes up when one has changed.

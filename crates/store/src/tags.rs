@@ -10,6 +10,9 @@ use crate::index::TagRecord;
 use crate::work::blocking;
 use crate::{Store, StoreError};
 
+/// Repository, tag and variant.
+pub(crate) type TagKey = (Arc<Named>, Tag, Arc<str>);
+
 impl Store {
     /// What `tag` named. `variant` is empty for the answer to a client that accepts everything,
     /// else the `Accept` that upstream answered differently.
@@ -32,12 +35,17 @@ impl Store {
             return Ok(None);
         };
         let record = Arc::new(record);
-        self.0.tags.insert(key.clone(), Arc::clone(&record));
-        // If any tag has changed meanwhile, it may be this one, and this not what it names now.
+        self.remember_tag(key, &record, seen);
+        Ok(Some(record))
+    }
+
+    /// Keeps in memory what the index said. If any tag has changed since `tag_changes` was `seen`,
+    /// it may be this one, and this not what it names now.
+    fn remember_tag(&self, key: TagKey, record: &Arc<TagRecord>, seen: u64) {
+        self.0.tags.insert(key.clone(), Arc::clone(record));
         if self.0.tag_changes.load(Ordering::SeqCst) != seen {
             self.0.tags.invalidate(&key);
         }
-        Ok(Some(record))
     }
 
     /// Remembers what upstream said that `tag` names, and that `repository` may serve it.
@@ -95,5 +103,40 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<String>, StoreError> {
         Ok(self.index().tags(repository, last, limit).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use larder_core::Digest;
+
+    use super::*;
+    use crate::Settings;
+
+    #[tokio::test]
+    async fn what_a_tag_named_before_it_changed_is_not_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = Settings { directory: directory.path().to_owned(), budget: None };
+        let store = Store::open(settings).await.unwrap();
+        let named = Named { host: "a.io".parse().unwrap(), repository: "b".parse().unwrap() };
+        let (named, tag, variant) = (Arc::new(named), "v1".parse::<Tag>().unwrap(), Arc::from(""));
+
+        let seen = store.0.tag_changes.load(Ordering::SeqCst);
+        store.put_tag(&named, &tag, &variant, record(b"new")).await.unwrap();
+        let key = (Arc::clone(&named), tag.clone(), Arc::clone(&variant));
+        store.remember_tag(key, &Arc::new(record(b"old")), seen);
+        let found = store.tag(&named, &tag, &variant).await.unwrap().unwrap();
+        assert_eq!(found.digest, Digest::sha256_of(b"new"));
+    }
+
+    fn record(content: &[u8]) -> TagRecord {
+        TagRecord {
+            digest: Digest::sha256_of(content),
+            media_type: "x/y".to_owned(),
+            size: 3,
+            checked_at: UNIX_EPOCH,
+        }
     }
 }

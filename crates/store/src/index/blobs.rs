@@ -62,11 +62,12 @@ impl Index {
         size: u64,
         repository: &Named,
         manifest: Option<&Manifest>,
+        now: SystemTime,
     ) -> Result<u64, IndexError> {
         let mut transaction = self.writer.begin().await?;
         let connection = &mut *transaction;
         let content = content_id(connection, digest).await?;
-        let added = put_row(connection, content, size).await?;
+        let added = put_row(connection, content, size, now).await?;
         let repository = repository_id(connection, repository).await?;
         put_member(connection, repository, content).await?;
         if let Some(manifest) = manifest {
@@ -212,12 +213,17 @@ impl Index {
 }
 
 /// Puts one row into `blobs`; returns the bytes that were not counted before.
-async fn put_row(connection: &mut SqliteConnection, content: i64, size: u64) -> sqlx::Result<u64> {
+async fn put_row(
+    connection: &mut SqliteConnection,
+    content: i64,
+    size: u64,
+    now: SystemTime,
+) -> sqlx::Result<u64> {
     let known: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM blobs WHERE content = ?")
         .bind(content)
         .fetch_optional(&mut *connection)
         .await?;
-    let now = to_millis(SystemTime::now());
+    let now = to_millis(now);
     sqlx::query(
         "INSERT OR REPLACE INTO blobs (content, size, stored_at, used_at, synced) \
          VALUES (?, ?, ?, ?, 0)",
@@ -232,4 +238,30 @@ async fn put_row(connection: &mut SqliteConnection, content: i64, size: u64) -> 
         Some(_) => 0,
         None => size,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_blob_that_took_the_place_of_a_synced_one_still_has_to_be_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let index = Index::open(&directory.path().join("index.sqlite")).await.unwrap();
+        let named = Named { host: "a.io".parse().unwrap(), repository: "b".parse().unwrap() };
+        let put = async |seconds| {
+            let now = UNIX_EPOCH + Duration::from_secs(seconds);
+            let digest = Digest::sha256_of(b"");
+            index.put_blob(&digest, 0, &named, None, now).await.unwrap();
+            index.unsynced(0, 9).await.unwrap()
+        };
+        let first = put(1).await;
+        let second = put(2).await;
+        index.set_synced(&first).await.unwrap();
+        assert_eq!(index.unsynced(0, 9).await.unwrap().len(), 1);
+        index.set_synced(&second).await.unwrap();
+        assert_eq!(index.unsynced(0, 9).await.unwrap().len(), 0);
+    }
 }
