@@ -2,15 +2,15 @@
 
 use anyhow::Context;
 
-use super::client::Target as Get;
 use super::content::Blob;
 use super::forwarder::{Forwarder, Link};
 use super::larder::{Larder, Setup};
 use super::peers::{Registry, blob_at};
+use super::proc::cpu_seconds;
 use super::report::{Findings, Target, Unit};
 use super::rounds::take_turns;
 use super::stats::Summary;
-use super::{Bench, MIB, progress};
+use super::{Bench, GIB, MIB, progress};
 
 /// Above the size that larder verifies before the first byte, 1 MiB.
 const FIRST_BYTE_BLOB: u64 = 8 * MIB;
@@ -86,17 +86,22 @@ fn pull(
     rounds: usize,
     findings: &mut Findings,
 ) -> anyhow::Result<f64> {
-    let direct = || Ok(blob_at(upstream, &blob.digest).drain()?.seconds());
+    let direct = || Ok((blob_at(upstream, &blob.digest).drain()?.seconds(), 0.0));
     let cold = || {
         let data = bench.directory()?;
         let larder = Larder::start(bench, &Setup::new(upstream, data.path().to_owned()))?;
-        let get: Get = larder.blob(&blob.digest);
-        Ok(get.drain()?.seconds())
+        let before = cpu_seconds(larder.pid())?;
+        let seconds = larder.blob(&blob.digest).drain()?.seconds();
+        let cpu = cpu_seconds(larder.pid())? - before;
+        Ok((seconds, cpu / (blob.size as f64 / GIB)))
     };
-    let mut contenders: [&dyn Fn() -> anyhow::Result<f64>; 2] = [&direct, &cold];
+    let mut contenders: [&dyn Fn() -> anyhow::Result<(f64, f64)>; 2] = [&direct, &cold];
     let what = format!("cold, {name}");
-    let seconds = take_turns(&what, rounds, &mut contenders, |contender| contender())?;
-    let direct = findings.row(format!("{name}: direct"), Unit::Seconds, &seconds[0]);
-    let cold = findings.row(format!("{name}: through larder"), Unit::Seconds, &seconds[1]);
-    Ok(cold / direct)
+    let rounds = take_turns(&what, rounds, &mut contenders, |contender| contender())?;
+    let [direct, cold] =
+        [0, 1].map(|who| rounds[who].iter().copied().unzip::<_, _, Vec<_>, Vec<_>>());
+    let direct_s = findings.row(format!("{name}: direct"), Unit::Seconds, &direct.0);
+    let cold_s = findings.row(format!("{name}: through larder"), Unit::Seconds, &cold.0);
+    findings.row(format!("{name}: larder"), Unit::CpuSecondsPerGib, &cold.1);
+    Ok(cold_s / direct_s)
 }

@@ -22,6 +22,8 @@ pub(crate) struct Machine {
     pub(crate) memory_gib: u64,
     /// The kernel's release.
     pub(crate) kernel: String,
+    /// The TCP congestion control, which also decides how fast loopback is.
+    pub(crate) congestion_control: String,
     /// Running and waiting processes, averaged over the minute before the bench began.
     pub(crate) load: String,
     /// Version of larder.
@@ -44,6 +46,7 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_gib: (kib + (1 << 19)) >> 20,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            congestion_control: congestion_control(),
             load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
             larder: env!("CARGO_PKG_VERSION"),
             docker_registry: version("docker-registry", "--version"),
@@ -54,12 +57,19 @@ impl Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { processor, cores, memory_gib, kernel, load, .. } = self;
+        let Self { processor, cores, memory_gib, kernel, load, congestion_control, .. } = self;
         let (year, month, day) = date(self.unix_time);
         write!(f, "{year}-{month:02}-{day:02}, {cores} cores of {processor}, {memory_gib} GiB, ")?;
-        write!(f, "Linux {kernel}, load {load} before; larder {}, ", self.larder)?;
+        write!(f, "Linux {kernel}, TCP {congestion_control}, load {load} before; ")?;
+        write!(f, "larder {}, ", self.larder)?;
         write!(f, "docker-registry {}, nginx {}", self.docker_registry, self.nginx)
     }
+}
+
+/// The kernel's TCP congestion control for new connections: `cubic`, `bbr`.
+pub(crate) fn congestion_control() -> String {
+    let setting = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    setting.unwrap_or_default().trim().to_owned()
 }
 
 fn seconds_since_1970() -> u64 {

@@ -54,6 +54,7 @@ use clap::ValueEnum;
 use tempfile::TempDir;
 
 use content::Images;
+use proc::Work;
 use program::{Program, Programs};
 use report::{Findings, Report, Section};
 
@@ -177,6 +178,7 @@ fn measure_all(args: &Args, programs: Programs) -> anyhow::Result<()> {
 
 fn measure(bench: &Bench, name: Name) -> Section {
     let started = Instant::now();
+    let work = Work::now();
     let (what, findings): (String, anyhow::Result<Findings>) = match name {
         Name::Coalesce => (coalesce::what(bench), coalesce::measure(bench)),
         Name::Cold => (cold::what(bench), cold::measure(bench)),
@@ -191,7 +193,10 @@ fn measure(bench: &Bench, name: Name) -> Section {
         Name::Index => (index::what(bench), index::measure(bench)),
     };
     let name = name.to_possible_value().map(|value| value.get_name().to_owned());
-    Section::new(name.unwrap_or_default(), what, started.elapsed().as_secs_f64(), findings)
+    let mut section = Section::new(name.unwrap_or_default(), what, findings);
+    section.seconds = started.elapsed().as_secs_f64();
+    section.other_cores = work.other_cores_since();
+    section
 }
 
 /// What all sections share.
@@ -273,3 +278,6 @@ pub(crate) fn progress(text: &str) {
 
 /// Bytes in a MiB.
 pub(crate) const MIB: u64 = 1 << 20;
+
+/// Bytes in a GiB, to divide by.
+pub(crate) const GIB: f64 = (1u64 << 30) as f64;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -35,6 +35,35 @@ pub(crate) fn anonymous_bytes(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     let kib = parse_kib(&status, "RssAnon").with_context(|| format!("{path} has no RssAnon"))?;
     Ok(kib * 1024)
+}
+
+/// What the machine's processors had done at one moment, to tell how much of it was not ours.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Work {
+    at: Instant,
+    /// CPU time of all processes, in ticks.
+    all: u64,
+    /// CPU time of this process and of those it has waited for, in ticks.
+    ours: u64,
+}
+
+impl Work {
+    /// What was done until now.
+    pub(crate) fn now() -> Self {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let all = parse_busy(&read("/proc/stat")).unwrap_or(0);
+        let ours = parse_own(&read("/proc/self/stat")).unwrap_or(0);
+        Self { at: Instant::now(), all, ours }
+    }
+
+    /// How many cores other programs kept busy since then. Programs of the bench that still run
+    /// count as others.
+    pub(crate) fn other_cores_since(self) -> f64 {
+        let now = Self::now();
+        let others = (now.all - self.all).saturating_sub(now.ours - self.ours);
+        let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
+        others as f64 / ticks_per_second / (now.at - self.at).as_secs_f64()
+    }
 }
 
 /// Reads the anonymous memory of a process again and again, and remembers the most.
@@ -94,10 +123,26 @@ fn sample(pid: u32, shared: &Shared) {
 /// `utime + stime` of a `stat` line: fields 14 and 15. The second field is the program's name in
 /// parentheses and may hold anything, so counting starts behind the last parenthesis.
 fn parse_ticks(stat: &str) -> Option<u64> {
+    sum_of_times(stat, 2)
+}
+
+/// `utime + stime + cutime + cstime` of a `stat` line: the process and its children that ended.
+fn parse_own(stat: &str) -> Option<u64> {
+    sum_of_times(stat, 4)
+}
+
+fn sum_of_times(stat: &str, n_fields: usize) -> Option<u64> {
     let (_, behind_name) = stat.rsplit_once(')')?;
-    let mut fields = behind_name.split_ascii_whitespace().skip(11);
-    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    Some(user + system)
+    let times = behind_name.split_ascii_whitespace().skip(11).take(n_fields);
+    let times: Vec<u64> = times.map(|field| field.parse().ok()).collect::<Option<_>>()?;
+    (times.len() == n_fields).then(|| times.iter().sum())
+}
+
+/// `user + nice + system` of `/proc/stat`'s first line. What is done in interrupts belongs to no
+/// process and is left out.
+fn parse_busy(stat: &str) -> Option<u64> {
+    let times = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace().take(3);
+    times.map(|field| field.parse::<u64>().ok()).sum()
 }
 
 /// The value of the line `key: N kB`.
@@ -114,7 +159,14 @@ mod tests {
     fn the_name_of_a_program_does_not_shift_the_fields() {
         let stat = "4711 (a) b (c) S 1 4711 4711 0 -1 4194560 100 0 0 0 12 30 7 8 20 0 3 0 99";
         assert_eq!(parse_ticks(stat), Some(42));
+        assert_eq!(parse_own(stat), Some(57));
         assert_eq!(parse_ticks("4711 (x) S 1"), None);
+    }
+
+    #[test]
+    fn idle_waiting_and_interrupt_time_is_not_work() {
+        assert_eq!(parse_busy("cpu  10 20 30 4000 500 60 70\ncpu0 1 2 3\n"), Some(60));
+        assert_eq!(parse_busy("intr 1 2 3\n"), None);
     }
 
     #[test]

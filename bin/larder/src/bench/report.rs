@@ -31,6 +31,9 @@ pub(crate) struct Section {
     pub(crate) what: String,
     /// How long that took.
     pub(crate) seconds: f64,
+    /// Cores that other programs kept busy meanwhile. On a machine with few cores, even a half
+    /// changes what is measured.
+    pub(crate) other_cores: f64,
     #[serde(flatten)]
     findings: Findings,
     /// Why it could not be measured, or not whole.
@@ -130,6 +133,9 @@ impl Report {
     }
 }
 
+/// From so many cores on, other programs are worth a word.
+const NOISE: f64 = 0.1;
+
 const METHOD: &str = "\
 Servers, clients and forwarders share this machine, over loopback. Contenders take turns within \
 each round;\neach figure is the median of the rounds, beside the smallest and the largest. One \
@@ -139,14 +145,10 @@ memory its anonymous pages (`RssAnon`).";
 impl Section {
     /// A section that found `findings`, or why it could not; what was found before a failure is
     /// lost with it.
-    pub(crate) fn new(
-        name: String,
-        what: String,
-        seconds: f64,
-        findings: anyhow::Result<Findings>,
-    ) -> Self {
+    pub(crate) fn new(name: String, what: String, findings: anyhow::Result<Findings>) -> Self {
         let error = findings.as_ref().err().map(|error| format!("{error:#}"));
-        Self { name, what, seconds, findings: findings.unwrap_or_default(), error }
+        let findings = findings.unwrap_or_default();
+        Self { name, what, seconds: 0.0, other_cores: 0.0, findings, error }
     }
 
     /// The section as Markdown.
@@ -167,6 +169,10 @@ impl Section {
         }
         for note in &findings.notes {
             push_line(text, &format!("\n{note}"));
+        }
+        if self.other_cores >= NOISE {
+            let cores = number(self.other_cores);
+            push_line(text, &format!("\nOther programs kept {cores} cores busy meanwhile."));
         }
         if let Some(error) = &self.error {
             push_line(text, &format!("\n**Not measured:** {error}"));
@@ -350,7 +356,7 @@ mod tests {
         let mut findings = Findings::default();
         let median = findings.row("larder", Unit::MegabytesPerSecond, &[3500.0, 3400.0, 3600.0]);
         findings.target("÷ nginx", Unit::Times, median / 2500.0, Target::AtLeast(1.15));
-        let section = Section::new("warm".into(), "One blob.".into(), 1.0, Ok(findings));
+        let section = Section::new("warm".into(), "One blob.".into(), Ok(findings));
         let expected = "
 ## warm
 
@@ -371,7 +377,7 @@ One blob.
     fn what_failed_is_said_and_makes_the_report_incomplete() {
         let mut report = Report::new(true, Machine::default());
         let failed = Err(anyhow::anyhow!("no such program").context("starting nginx"));
-        report.sections.push(Section::new("warm".into(), "One blob.".into(), 0.1, failed));
+        report.sections.push(Section::new("warm".into(), "One blob.".into(), failed));
         assert!(report.to_markdown().contains("**Not measured:** starting nginx: no such program"));
         assert!(!report.is_whole());
     }
@@ -381,7 +387,7 @@ One blob.
         let mut findings = Findings::default();
         findings.target("memory", Unit::Mebibytes, 120.0, Target::AtMost(100.0));
         let mut report = Report::new(false, Machine::default());
-        report.sections.push(Section::new("streams".into(), String::new(), 1.0, Ok(findings)));
+        report.sections.push(Section::new("streams".into(), String::new(), Ok(findings)));
         let json: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
         assert_eq!(json["version"], 1);
         let target = &json["sections"][0]["targets"][0];

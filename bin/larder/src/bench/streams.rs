@@ -6,7 +6,7 @@ use super::larder::{Larder, Setup};
 use super::peers::Registry;
 use super::proc::{PeakMemory, cpu_seconds};
 use super::report::{Findings, Target, Unit};
-use super::{Bench, MIB, progress};
+use super::{Bench, GIB, MIB, progress};
 
 const N_STREAMS: usize = 256;
 
@@ -49,7 +49,7 @@ fn watch(name: &str, get: &Get, pid: u32, findings: &mut Findings) -> anyhow::Re
     anyhow::ensure!(crowd.right == N_STREAMS, "{name}: {} whole bodies", crowd.right);
     let rate = crowd.megabytes_per_second();
     findings.row(format!("{name}, all streams"), Unit::MegabytesPerSecond, &[rate]);
-    let gib = crowd.bytes as f64 / (1u64 << 30) as f64;
+    let gib = crowd.bytes as f64 / GIB;
     findings.row(name, Unit::CpuSecondsPerGib, &[cpu / gib]);
     Ok(findings.row(format!("{name}, memory at most"), Unit::Mebibytes, &[memory.mebibytes()]))
 }
