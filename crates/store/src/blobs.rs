@@ -40,8 +40,12 @@ impl Store {
     /// The disk or the index can't say; upstream may still have it.
     pub async fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
         if let Some(blob) = self.0.blobs.get(digest) {
-            self.note_use(digest, &blob.used);
-            return Ok(Some(blob));
+            // An open file may have been cut short meanwhile; asking costs no disk.
+            if blob.file.len().is_ok_and(|len| len == blob.len) {
+                self.note_use(digest, &blob.used);
+                return Ok(Some(blob));
+            }
+            self.0.blobs.invalidate(digest);
         }
         let seen = self.removals();
         let found = self.find_blob(digest).await?;

@@ -26,6 +26,11 @@ impl SharedFile {
         Self { file, buffers }
     }
 
+    /// The length of the file now.
+    pub(crate) fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
     /// Reads from byte `offset` on: at least 1 byte and at most `wanted` (which is at least 1) or
     /// 256 KiB, whichever is less.
     ///

@@ -11,12 +11,12 @@ use tracing::{info, warn};
 
 use crate::blobs::damaged;
 use crate::index::{Index, Unsynced};
-use crate::layout::{self, ALGORITHMS, Layout, sync_directory};
+use crate::layout::{self, ALGORITHMS, Layout};
 use crate::work::blocking;
 use crate::{OpenError, Store, StoreError};
 
-/// How many blobs are verified between two notes of progress in the index.
-const BATCH: u32 = 64;
+/// How many blobs are looked up at once.
+const BATCH: u32 = 4096;
 
 /// Makes the directories, takes the lock, and removes what a crash left in staging. Blocks.
 pub(crate) fn open_directory(root: &Path) -> Result<(Layout, File), OpenError> {
@@ -35,7 +35,7 @@ pub(crate) fn open_directory(root: &Path) -> Result<(Layout, File), OpenError> {
 }
 
 /// Verifies the blobs that may not have reached the disk before a loss of power, and forgets those
-/// that did not.
+/// that did not. The others are still to be synced.
 pub(crate) async fn verify_unsynced(layout: &Layout, index: &Index) -> Result<(), StoreError> {
     let (mut n_verified, mut after) = (0, 0);
     loop {
@@ -46,9 +46,7 @@ pub(crate) async fn verify_unsynced(layout: &Layout, index: &Index) -> Result<()
         after = last.content;
         n_verified += batch.len();
         let layout = layout.clone();
-        let (whole, lost) = blocking(move || verify_all(&layout, batch)).await;
-        index.set_synced(&whole).await?;
-        for digest in lost {
+        for digest in blocking(move || lost_of(&layout, batch)).await {
             index.remove_blob(&digest).await?;
         }
     }
@@ -58,29 +56,27 @@ pub(crate) async fn verify_unsynced(layout: &Layout, index: &Index) -> Result<()
     Ok(())
 }
 
-/// Tells those that are whole from those that are lost, and removes the files of the latter.
-fn verify_all(layout: &Layout, batch: Vec<Unsynced>) -> (Vec<Unsynced>, Vec<Digest>) {
-    let (mut whole, mut lost) = (Vec::new(), Vec::new());
-    for unsynced in batch {
-        let digest = &unsynced.digest;
-        let path = layout.blob(digest);
-        match verify_and_sync(&path, digest) {
-            Ok(()) => whole.push(unsynced),
-            Err(error) => {
-                warn!(blob.digest = %digest, %error, "the blob {digest} did not survive the last stop");
-                // If it can't be removed, it will be swept as a file without an owner.
-                let _ = std::fs::remove_file(&path);
-                lost.push(unsynced.digest);
-            }
+/// Those that are lost; what is left of their files is removed.
+fn lost_of(layout: &Layout, batch: Vec<Unsynced>) -> Vec<Digest> {
+    let mut lost = Vec::new();
+    for Unsynced { digest, .. } in batch {
+        let path = layout.blob(&digest);
+        if let Err(error) = verify(&path, &digest) {
+            warn!(blob.digest = %digest, %error, "the blob {digest} did not survive the last stop");
+            // If it can't be removed, it will be swept as a file without an owner.
+            let _ = std::fs::remove_file(&path);
+            lost.push(digest);
         }
     }
-    (whole, lost)
+    lost
 }
 
-fn verify_and_sync(path: &Path, digest: &Digest) -> io::Result<()> {
+fn verify(path: &Path, digest: &Digest) -> io::Result<()> {
     let mut file = File::open(path)?;
+    let len = file.metadata()?.len();
     let mut hasher = digest.hasher();
-    let mut buffer = vec![0; 1 << 20];
+    // Most blobs are small, and clearing a large buffer for each would take longer than reading it.
+    let mut buffer = vec![0; usize::try_from(len).unwrap_or(usize::MAX).clamp(1, 1 << 20)];
     loop {
         let n = file.read(&mut buffer)?;
         if n == 0 {
@@ -88,11 +84,10 @@ fn verify_and_sync(path: &Path, digest: &Digest) -> io::Result<()> {
         }
         hasher.update(&buffer[..n]);
     }
-    if hasher.finish() != *digest {
-        return Err(damaged("its bytes are not all there"));
+    match hasher.finish() == *digest {
+        true => Ok(()),
+        false => Err(damaged("its bytes are not all there")),
     }
-    file.sync_data()?;
-    path.parent().map_or(Ok(()), sync_directory)
 }
 
 /// Removes files that the index does not know: blobs that were renamed but not recorded before a

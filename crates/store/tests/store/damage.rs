@@ -49,6 +49,16 @@ async fn a_lost_blob_that_many_ask_for_is_subtracted_once() {
 }
 
 #[tokio::test]
+async fn a_blob_that_is_cut_short_while_it_is_open_is_forgotten() {
+    let home = Home::new();
+    let store = home.open().await;
+    let digest = commit(&store, &content(1, 1000)).await;
+    assert!(store.blob(&digest).await.unwrap().is_some());
+    set_len(&home.blob_path(&digest), 999);
+    assert!(store.blob(&digest).await.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn an_unsynced_blob_that_did_not_survive_is_forgotten_at_the_start() {
     let changes: [fn(&Path); 3] = [
         |path| set_len(path, 999),
@@ -66,11 +76,12 @@ async fn an_unsynced_blob_that_did_not_survive_is_forgotten_at_the_start() {
 }
 
 #[tokio::test]
-async fn an_unsynced_blob_that_is_whole_stays_and_is_believed_from_then_on() {
+async fn an_unsynced_blob_that_is_whole_stays_and_is_synced_soon() {
     let home = Home::new();
     let bytes = content(1, 1000);
     let (store, digest) = home.unsynced_with(&bytes, |_| {}).await;
     assert_eq!(read(&store, &digest).await.unwrap(), bytes);
+    close(store).await;
     assert_eq!(home.unsynced().await, 0);
 }
 
