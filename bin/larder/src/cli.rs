@@ -119,4 +119,22 @@ mod tests {
             assert!(variable.is_some_and(|it| it.starts_with("LARDER_")), "{}", flag.get_id());
         }
     }
+
+    #[test]
+    fn every_flag_and_variable_is_in_the_document() {
+        let document = include_str!("../../../docs/configuration.md");
+        let command = Cli::command();
+        for name in ["serve", "check-config"] {
+            let command = command.find_subcommand(name).unwrap();
+            for argument in command.get_arguments() {
+                let Some(flag) = argument.get_long().filter(|it| *it != "help") else { continue };
+                let is_there = [" ", "`"].map(|end| document.contains(&format!("`--{flag}{end}")));
+                assert!(is_there.contains(&true), "{name} --{flag}");
+                if let Some(variable) = argument.get_env() {
+                    let variable = variable.to_string_lossy();
+                    assert!(document.contains(&format!("| `{variable}` |")), "{variable}");
+                }
+            }
+        }
+    }
 }

@@ -300,3 +300,62 @@ impl Sequence {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text;
+
+    use super::*;
+
+    const DOCUMENT: &str = include_str!("../../../docs/operations.md");
+
+    #[tokio::test]
+    async fn every_metric_is_in_the_document_with_its_labels() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings =
+            larder_store::Settings { directory: directory.path().to_owned(), budget: Some(1) };
+        let store = Store::open(settings).await.unwrap();
+        let mut registry = Registry::with_prefix("larder");
+        let metrics = Metrics::register(&mut registry, store.clone());
+        let upstream = metrics.of_upstream("docker.io");
+        upstream.answered(Kind::Blob, Outcome::Hit);
+        upstream.request("GET", None);
+        upstream.quota(1);
+        metrics.store_error(StoreOp::Read);
+        let mut page = String::new();
+        text::encode(&mut page, &registry).unwrap();
+        store.close().await;
+
+        let series: Vec<String> = page.lines().filter_map(|line| series(line, &page)).collect();
+        assert!(series.len() >= 12, "{series:?}");
+        for series in series {
+            assert!(DOCUMENT.contains(&format!("\n| `{series}` | ")), "{series}");
+        }
+    }
+
+    #[test]
+    fn every_label_of_a_fixed_set_is_in_the_document() {
+        use {Kind as K, Outcome as O, StoreOp as S};
+        let kinds = [K::Manifest, K::Blob, K::Tags, K::Other].map(K::as_str);
+        let outcomes =
+            [O::Hit, O::Miss, O::Stale, O::Pass, O::NotFound, O::Refused, O::Failed].map(O::as_str);
+        let ops = [S::Read, S::Write, S::Record].map(S::as_str);
+        assert_eq!((kinds.len(), outcomes.len()), (K::N, O::N));
+        for label in kinds.iter().chain(&outcomes).chain(&ops) {
+            assert!(DOCUMENT.contains(&format!("`{label}`")), "{label}");
+        }
+    }
+
+    /// `NAME{LABEL,…}` of the metric that a `# TYPE` line begins.
+    fn series(line: &str, page: &str) -> Option<String> {
+        let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+        let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        let labelled = format!("{name}{{");
+        let Some(sample) = page.lines().find_map(|line| line.strip_prefix(&labelled)) else {
+            return Some(name);
+        };
+        let labels = sample.split_once('}')?.0.split(',').filter_map(|it| it.split_once('='));
+        let labels: Vec<&str> = labels.map(|(label, _)| label).collect();
+        Some(format!("{name}{{{}}}", labels.join(",")))
+    }
+}

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use larder_core::address::Directory;
 use larder_core::name::{DOCKER_HUB, Host};
 use larder_process::tls;
+use larder_upstream::MAX_URLS;
 use toml::de::DeTable;
 use url::Url;
 
@@ -163,6 +164,7 @@ impl Draft {
     /// What is wrong with values beside each other.
     fn check(&mut self, files: &dyn Files, mistakes: &mut Mistakes) {
         self.check_hosts_of_upstreams(mistakes);
+        self.check_number_of_urls(mistakes);
         self.builtin
             .retain(|builtin| !self.configured.iter().any(|it| it.upstream.host == builtin.host));
         self.check_aliases(mistakes);
@@ -180,6 +182,17 @@ impl Draft {
                 let first = &first.at.place;
                 let twice = wrong(format!("{host} is configured at {first} already"));
                 mistakes.note(&second.at, twice.advise("put both into one"));
+            }
+        }
+    }
+
+    fn check_number_of_urls(&self, mistakes: &mut Mistakes) {
+        for configured in &self.configured {
+            let n_urls = configured.upstream.urls.len();
+            if n_urls > MAX_URLS {
+                let many =
+                    wrong(format!("has {n_urls} URLs, and each is tried while a client waits"));
+                mistakes.note(&configured.at, many.write(format!("at most {MAX_URLS}")));
             }
         }
     }
