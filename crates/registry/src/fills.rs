@@ -44,6 +44,15 @@ struct UnderWay {
     progress: Arc<watch::Sender<Progress>>,
 }
 
+impl UnderWay {
+    /// Whether it has ended without the blob and is about to leave the map: whoever comes now
+    /// starts anew, so that no failure outlives those who waited for it.
+    fn has_failed(&self) -> bool {
+        let phase = &self.progress.borrow().phase;
+        matches!(phase, Phase::Failed(_) | Phase::Stopped | Phase::Unstored { .. })
+    }
+}
+
 impl Fills {
     pub(crate) fn new(store: Store, metrics: Metrics) -> Self {
         Self(Arc::new(Inner {
@@ -67,20 +76,22 @@ impl Fills {
     /// Reads along with the fill of `digest`, if there is one, and says for which repository it is.
     pub(crate) fn join(&self, digest: &Digest) -> Option<(Arc<Named>, watch::Receiver<Progress>)> {
         let under_way = self.0.under_way.lock();
-        let fill = under_way.get(digest)?;
+        let fill = under_way.get(digest).filter(|fill| !fill.has_failed())?;
         Some((Arc::clone(&fill.name), fill.progress.subscribe()))
     }
 
     /// Reads along with the fill of a blob, which is begun if there is none.
     pub(crate) fn start(&self, wanted: Wanted, name: Arc<Named>) -> watch::Receiver<Progress> {
         let mut under_way = self.0.under_way.lock();
-        let vacant = match under_way.entry(wanted.digest.clone()) {
-            Entry::Occupied(entry) => return entry.get().progress.subscribe(),
-            Entry::Vacant(vacant) => vacant,
-        };
+        if let Some(fill) = under_way.get(&wanted.digest)
+            && !fill.has_failed()
+        {
+            return fill.progress.subscribe();
+        }
         let (progress, follower) = watch::channel(Progress { phase: Phase::Opening, visible: 0 });
         let progress = Arc::new(progress);
-        vacant.insert(UnderWay { name: Arc::clone(&name), progress: Arc::clone(&progress) });
+        let fill = UnderWay { name: Arc::clone(&name), progress: Arc::clone(&progress) };
+        under_way.insert(wanted.digest.clone(), fill);
         let place = Place {
             fills: self.clone(),
             digest: wanted.digest.clone(),
