@@ -11,12 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use larder_core::Digest;
 
+use super::buffer::Buffer;
 use super::content::empty_hasher;
 use super::http::{self, MAX_HEAD, ResponseHead};
 use super::tls::TlsStream;
-
-/// What one read may bring. It fits into the second-level cache of a core.
-pub(crate) const BUFFER: usize = 256 << 10;
 
 /// How long a server may stay silent. Longer than any delay that is measured.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -137,7 +135,7 @@ fn read_plain(
     body: &mut Body<impl FnMut(&[u8]) -> anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
     stream.write_all(request).context("sending the request")?;
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = Buffer::new();
     loop {
         let n = stream.read(&mut buffer).context("reading the answer")?;
         if n == 0 || body.push(&buffer[..n])? {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use larder_core::{Digest, digest::Hasher};
 
-use super::client::{BUFFER, Target};
+use super::buffer::Buffer;
+use super::client::Target;
 use super::content::empty_hasher;
 use super::http::{self, MAX_HEAD, ResponseHead};
 use super::poller::Poller;
@@ -57,7 +58,7 @@ pub(crate) fn download(
     for member in &mut members {
         member.stream.write_all(&request).context("sending a request")?;
     }
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = Buffer::new();
     let mut under_way = n;
     while under_way > 0 {
         let ready: Vec<usize> = poller.wait(SILENCE)?.collect();

@@ -14,6 +14,7 @@
 //!   (plain and TLS), [`streams`], [`manifests`], [`slowdisk`], [`truncate`], [`outage`], [`index`];
 //! - this module knows the order, the options, and what they share: [`Bench`].
 
+mod buffer;
 mod client;
 mod coalesce;
 mod cold;

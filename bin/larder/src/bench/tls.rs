@@ -15,7 +15,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls::{ClientConfig, RootCertStore};
 
-use super::client::BUFFER;
+use super::buffer::Buffer;
 
 /// What a handshake may need to send at once: a client's flights are well below.
 const OUTGOING: usize = 32 << 10;
@@ -68,7 +68,7 @@ pub(crate) struct TlsStream {
     stream: TcpStream,
     tls: UnbufferedClientConnection,
     /// `incoming[start..end]` has come from the socket and was not decrypted yet.
-    incoming: Vec<u8>,
+    incoming: Buffer,
     start: usize,
     end: usize,
     /// What is to be sent.
@@ -96,7 +96,7 @@ impl TlsStream {
     pub(crate) fn new(stream: TcpStream, config: &Arc<ClientConfig>) -> anyhow::Result<Self> {
         let name = stream.peer_addr()?.ip().into();
         let tls = UnbufferedClientConnection::new(Arc::clone(config), name)?;
-        let incoming = vec![0; BUFFER];
+        let incoming = Buffer::new();
         Ok(Self { stream, tls, incoming, start: 0, end: 0, outgoing: Vec::new() })
     }
 
