@@ -15,7 +15,7 @@ use larder_core::manifest::Manifest as Parsed;
 use larder_core::media::Accept;
 use larder_core::name::Named;
 use larder_core::{Digest, Reference, Tag};
-use larder_store::{CommitError, StoredManifest, TagRecord};
+use larder_store::{CommitError, References, StoredManifest, TagRecord};
 use larder_upstream::{Error, RawManifest};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -203,10 +203,17 @@ impl Registry {
         };
         self.fills.learn(&parsed);
         let media_type = media_type(raw.media_type, &parsed);
-        let children: Vec<Digest> = parsed.children().map(|child| child.digest.clone()).collect();
-        let stored =
-            self.store.put_manifest(name, &digest, &media_type, raw.bytes.clone(), &children).await;
-        let is_stored = match stored {
+        let stored = self.store.put_manifest(
+            name,
+            &digest,
+            &media_type,
+            raw.bytes.clone(),
+            References {
+                children: parsed.children().map(|child| child.digest.clone()).collect(),
+                subject: parsed.subject.as_ref().map(|subject| subject.digest.clone()),
+            },
+        );
+        let is_stored = match stored.await {
             Ok(_) => true,
             Err(error) => {
                 let op = match error {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use larder_core::Host;
 use larder_core::address::{Address, AddressError, Asked, Directory};
-use larder_core::name::{DOCKER_HUB, Repository};
+use larder_core::name::{DOCKER_HUB, Named, Repository};
 use larder_upstream::{Client, SetupError};
 use parking_lot::Mutex;
 use url::Url;
@@ -110,6 +110,15 @@ impl Upstreams {
     /// The upstream and repository that a request means.
     pub(crate) fn resolve(&self, asked: Asked<'_>) -> Result<Address, AddressError> {
         self.directory.resolve(asked)
+    }
+
+    /// Whether a repository of the store is one that is still served.
+    pub(crate) fn serves(&self, name: &Named) -> bool {
+        let text = name.to_string();
+        let asked = Asked { name: &text, ns: None, default_upstream: None };
+        self.resolve(asked).is_ok_and(|address| {
+            address.name == *name && self.entries[address.entry].settings.allows(&name.repository)
+        })
     }
 
     /// The registry that an address names.
