@@ -21,6 +21,7 @@
 //! - nothing is served under a repository that neither a stored manifest nor upstream says is
 //!   part of it.
 
+mod absent;
 mod blobs;
 mod catalog;
 pub mod config;
@@ -51,6 +52,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::absent::Absent;
 use crate::config::{Budget, Config, Listener, TlsFiles};
 use crate::fills::Fills;
 use crate::manifests::Manifests;
@@ -106,6 +108,7 @@ pub async fn run(
         fills: Fills::new(store.clone(), metrics.clone()),
         manifests: Manifests::new(),
         referrers: Referrers::new(),
+        absent: Absent::new(),
         upstreams,
         unaddressed: metrics.of_upstream(""),
         metrics,

@@ -133,9 +133,14 @@ impl Registry {
         if self.offline {
             return Err(Refusal::offline(asking));
         }
+        if self.absent.has(&ask.name, digest) {
+            return Err(Refusal::unknown(asking));
+        }
         let manifest = self.fetch_by_digest(&ask.name, &ask.upstream, digest);
-        let manifest = wait(manifest, ask).await?;
-        let manifest = manifest.map_err(|error| Refusal::of_upstream(&error, asking))?;
+        let manifest = wait(manifest, ask).await?.map_err(|error| {
+            self.absent.note(&ask.name, digest, &error);
+            Refusal::of_upstream(&error, asking)
+        })?;
         let outcome = manifest.outcome();
         Ok((manifest, outcome))
     }
@@ -238,6 +243,8 @@ impl Registry {
             }
             Some(Error::Unavailable { .. } | Error::TimedOut) => standing.failed(),
             Some(error @ Error::CredentialRefused(_)) => error!("{error}"),
+            // Upstream was not asked.
+            Some(Error::Resting { .. } | Error::Busy | Error::Unreachable(_)) => {}
             _ => standing.answered(),
         }
     }
@@ -258,7 +265,7 @@ impl Registry {
         let age = SystemTime::now().duration_since(record.checked_at).unwrap_or(Duration::MAX);
         let situation = Situation {
             age,
-            freshness: ask.upstream.settings.freshness(),
+            freshness: ask.upstream.settings.freshness_of(tag),
             offline: self.offline,
             upstream_suspect: ask.upstream.standing.is_suspect(),
         };
@@ -413,9 +420,17 @@ impl Registry {
         if self.offline {
             return Err(Refusal::offline(asking));
         }
-        let found = wait(self.look_up(ask, key.clone()), ask).await?;
-        let found = found.map_err(|error| Refusal::of_upstream(&error, asking))?;
+        if self.absent.has(&ask.name, &tag) {
+            return Err(Refusal::unknown(asking));
+        }
         let is_usual = key.2.is_empty();
+        let found = wait(self.look_up(ask, key.clone()), ask).await?.map_err(|error| {
+            // One who accepts only some types may be told 404 where there are others.
+            if is_usual {
+                self.absent.note(&ask.name, &tag, &error);
+            }
+            Refusal::of_upstream(&error, asking)
+        })?;
         if is_usual && !accept.accepts(&found.record.media_type) {
             let variant = variant_of(accept);
             if !variant.is_empty() {

@@ -146,6 +146,26 @@ impl Refusal {
                 )
             },
             Error::TimedOut => Self::too_slow(name),
+            Error::Resting { wait } => Self {
+                extra: Extra::RetryAfter(*wait),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "UNAVAILABLE",
+                    format!("{host} keeps failing and is left alone for a moment"),
+                )
+            },
+            Error::Busy => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "UNAVAILABLE",
+                format!(
+                    "too much is asked of {host} at the moment; `max_requests` and `max_rate` bound it"
+                ),
+            ),
+            Error::Unreachable(reason) => Self::new(
+                StatusCode::FORBIDDEN,
+                "DENIED",
+                format!("{reason}; to reach it, list it in `addresses` of upstreams.\"*\""),
+            ),
             Error::Range => Self::new(
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 "RANGE_INVALID",

@@ -15,6 +15,7 @@ use larder_core::route::{Route, query_value};
 use larder_store::{Store, StoreError};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
+use crate::absent::Absent;
 use crate::fills::Fills;
 use crate::manifests::Manifests;
 use crate::metrics::{Kind, Metrics, Outcome, Sequence, StoreOp, UpstreamMetrics};
@@ -32,6 +33,7 @@ pub(crate) struct Registry {
     pub(crate) fills: Fills,
     pub(crate) manifests: Manifests,
     pub(crate) referrers: Referrers,
+    pub(crate) absent: Absent,
     pub(crate) upstreams: Upstreams,
     pub(crate) metrics: Metrics,
     /// Counts requests that name no upstream.

@@ -1,6 +1,7 @@
 //! What has to be known of an upstream.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use url::Url;
 
 use crate::credentials::Credentials;
 use crate::error::SetupError;
+use crate::reach::Reach;
 
 /// The most addresses of one upstream: each is tried before an image is given up, and a client
 /// waits meanwhile.
@@ -32,6 +34,13 @@ pub struct Settings {
     pub ca: Option<PathBuf>,
     /// Whether any certificate will do. Anybody on the way can then read the credentials.
     pub insecure_skip_verify: bool,
+    /// Which addresses may be connected to. With a proxy it is the proxy that connects: only hosts
+    /// that are written as addresses are looked at then, and the environment's proxies are not used.
+    pub reach: Reach,
+    /// How many requests may be under way at a time; at least 1. A body counts until it has ended.
+    pub max_requests: usize,
+    /// How many requests may be sent in a second, retries included. `None`: as many as there are.
+    pub max_rate: Option<NonZeroU32>,
     /// The longest that a connection may take, TLS included.
     pub connect_timeout: Duration,
     /// The longest from a request to the head of its answer (a connection included), and between
@@ -49,6 +58,9 @@ impl fmt::Debug for Settings {
             .field("proxy", &self.proxy.as_ref().map(without_secrets))
             .field("ca", &self.ca)
             .field("insecure_skip_verify", &self.insecure_skip_verify)
+            .field("reach", &self.reach)
+            .field("max_requests", &self.max_requests)
+            .field("max_rate", &self.max_rate)
             .field("connect_timeout", &self.connect_timeout)
             .field("read_timeout", &self.read_timeout)
             .finish()
@@ -151,6 +163,9 @@ mod tests {
             proxy: Some(Url::parse("http://p:hunter2@proxy:3128").unwrap()),
             ca: None,
             insecure_skip_verify: false,
+            reach: Reach::Anywhere,
+            max_requests: 1,
+            max_rate: None,
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(30),
         };
