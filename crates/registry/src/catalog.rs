@@ -24,7 +24,7 @@ impl Registry {
         let n = n.unwrap_or(MAX_PAGE).min(MAX_PAGE) as usize;
         let last = query_value(query, "last").unwrap_or_default();
         let mut names = self.stored_repositories(&last, n + 1).await?;
-        let has_more = names.len() > n;
+        let has_more = names.len() > n && n > 0;
         names.truncate(n);
 
         let mut response = respond::json(StatusCode::OK, &json!({ "repositories": names }));
