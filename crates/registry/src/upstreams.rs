@@ -190,6 +190,7 @@ impl Upstream {
                 credentials: config.credentials.clone(),
                 proxy: config.proxy.clone(),
                 ca: config.ca.clone(),
+                client_certificate: config.client_certificate.clone(),
                 insecure_skip_verify: config.insecure_skip_verify,
                 connect_timeout: CONNECT_TIMEOUT,
                 read_timeout: READ_TIMEOUT,

@@ -23,6 +23,7 @@ mod auth;
 mod body;
 mod challenge;
 mod client;
+mod client_certificate;
 mod credentials;
 mod docker_config;
 mod error;
@@ -37,6 +38,7 @@ mod transport;
 
 pub use body::Body;
 pub use client::{Blob, Client, ManifestHead, RawManifest, TagPage};
+pub use client_certificate::ClientCertificate;
 pub use credentials::{Credentials, CredentialsError, CredentialsProblem};
 pub use docker_config::ParseDockerConfigError;
 pub use error::{Cause, Error, SetupError};

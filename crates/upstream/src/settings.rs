@@ -7,6 +7,7 @@ use std::time::Duration;
 use larder_core::Host;
 use url::Url;
 
+use crate::client_certificate::ClientCertificate;
 use crate::credentials::Credentials;
 use crate::error::SetupError;
 
@@ -30,6 +31,8 @@ pub struct Settings {
     pub proxy: Option<Url>,
     /// A file of PEM certificates that are trusted beside the system's.
     pub ca: Option<PathBuf>,
+    /// What is shown to a server that asks for our certificate in the TLS handshake.
+    pub client_certificate: Option<ClientCertificate>,
     /// Whether any certificate will do. Anybody on the way can then read the credentials.
     pub insecure_skip_verify: bool,
     /// The longest that a connection may take, TLS included.
@@ -48,6 +51,7 @@ impl fmt::Debug for Settings {
             .field("credentials", &self.credentials)
             .field("proxy", &self.proxy.as_ref().map(without_secrets))
             .field("ca", &self.ca)
+            .field("client_certificate", &self.client_certificate)
             .field("insecure_skip_verify", &self.insecure_skip_verify)
             .field("connect_timeout", &self.connect_timeout)
             .field("read_timeout", &self.read_timeout)
@@ -150,6 +154,7 @@ mod tests {
             credentials: Credentials::Basic { username: "u".into(), password: "hunter2".into() },
             proxy: Some(Url::parse("http://p:hunter2@proxy:3128").unwrap()),
             ca: None,
+            client_certificate: None,
             insecure_skip_verify: false,
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(30),
