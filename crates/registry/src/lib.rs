@@ -27,6 +27,7 @@ mod fills;
 mod flights;
 mod manifests;
 mod metrics;
+pub mod probe;
 mod refusal;
 mod respond;
 mod service;

@@ -30,6 +30,7 @@ mod error;
 mod exchange;
 mod header;
 mod link;
+pub mod probe;
 mod secret;
 mod settings;
 mod tls;
