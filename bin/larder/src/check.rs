@@ -96,7 +96,7 @@ fn lines(step: &Step) -> String {
     let Step { ms, what, .. } = step;
     lines.push_str(&format!("  {outcome:<7} {:<13} {ms:>6} ms  {what}\n", step.check.name()));
     if let Some(advice) = &step.advice {
-        lines.push_str(&format!("{:>36}{advice}\n", "→ "));
+        lines.push_str(&format!("{:>35}{advice}\n", "→ "));
     }
     lines
 }

@@ -10,7 +10,7 @@ use larder_testkit::blackhole::Blackhole;
 use larder_testkit::upstream::Listener;
 use larder_testkit::{Fault, Image, Login, On, Upstream};
 use larder_tests::docker_registry::DockerRegistry;
-use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -143,6 +143,13 @@ fn a_certificate_is_refused_for_one_reason_which_is_said() {
     let report = trusting(&other, &ca(&other));
     report.expect("tls", "failed", "the certificate is for other.example.com, not for 127.0.0.1");
 
+    let mut params = parameters(&["127.0.0.1"], 2100);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = TlsServer::begin(pair(params));
+    let report = trusting(&authority, &ca(&authority));
+    report.expect("tls", "failed", "is an authority's, which no server may show as its own");
+    report.expect_advice("tls", "CA:FALSE");
+
     let plain = serving.url.replace("https:", "http:");
     let report = Report::of(&[&at(&plain), HOST]);
     assert_eq!(report.failed(), "registry", "{}", report.json);
@@ -150,9 +157,9 @@ fn a_certificate_is_refused_for_one_reason_which_is_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_without_tls_that_is_asked_with_it_is_known() {
-    let upstream = Upstream::start().await;
-    let report = Report::of(&[&at(&upstream.url().replace("http:", "https:")), HOST]);
-    report.expect("tls", "failed", "");
+    let registry = DockerRegistry::start().await;
+    let report = Report::of(&[&at(&registry.url().replace("http:", "https:")), HOST]);
+    report.expect("tls", "failed", "does not speak TLS");
     report.expect_advice("tls", "http://");
 }
 
@@ -347,12 +354,20 @@ impl Drop for TlsServer {
 /// A certificate for `names`, signed by itself as `CN=test`, that runs out at the beginning of
 /// `year`; and its key.
 fn certificate(names: &[&str], year: i32) -> (String, String) {
+    pair(parameters(names, year))
+}
+
+fn parameters(names: &[&str], year: i32) -> CertificateParams {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.not_before = date_time_ymd(2000, 1, 1);
     params.not_after = date_time_ymd(year, 1, 1);
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(rcgen::DnType::CommonName, "test");
+    params
+}
+
+fn pair(params: CertificateParams) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }

@@ -19,6 +19,8 @@ pub struct Certificate {
     pub issuer: String,
     /// The names and addresses it is good for; the first 20.
     pub names: Vec<String>,
+    /// Whether it is an authority's (`CA:TRUE`), which no server may show as its own.
+    pub is_authority: bool,
     /// In how many whole days it runs out; negative if it has.
     pub expires_in_days: i64,
 }
@@ -35,6 +37,7 @@ impl Certificate {
             subject: certificate.subject().to_string(),
             issuer: certificate.issuer().to_string(),
             names: names.into_iter().flatten().take(MAX_NAMES).collect(),
+            is_authority: certificate.is_ca(),
             expires_in_days: left.div_euclid(24 * 3600),
         })
     }

@@ -349,8 +349,9 @@ fn refused(
         ),
         _ => (
             format!("the handshake broke off: {error}"),
-            "see whether a proxy or firewall is in between, and whether this port speaks TLS"
-                .to_owned(),
+            format!(
+                "see whether a firewall is in between; if this port has no TLS, write http:// in `urls` of {table}"
+            ),
         ),
     };
     Failed::new(what, advice)
@@ -386,6 +387,10 @@ fn untrusted(
             format!(
                 "write one of these names in `urls` of {table}, or have the certificate renewed with {host}"
             ),
+        ),
+        CertificateError::Other(_) if certificate.is_authority => (
+            format!("the certificate of `{issuer}` is an authority's, which no server may show as its own"),
+            "make the server one with basicConstraints=CA:FALSE (`openssl req -x509` makes authorities unless told)".to_owned(),
         ),
         other => (
             format!("the certificate by `{issuer}` is refused: {other}"),

@@ -138,31 +138,13 @@ impl Server {
         client: Option<&CertificateDer<'static>>,
         answer: impl Fn(&Request<Incoming>) -> Response<Body> + Send + Sync + 'static,
     ) -> Self {
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let (acceptor, pem) = acceptor(client);
         let dir = tempfile::tempdir().unwrap();
         let ca = dir.path().join("ca.pem");
-        std::fs::write(&ca, made.cert.pem()).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .unwrap();
-        let builder = match client {
-            None => builder.with_no_client_auth(),
-            Some(client) => {
-                let mut roots = RootCertStore::empty();
-                roots.add(client.clone()).unwrap();
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-                builder.with_client_cert_verifier(verifier.build().unwrap())
-            }
-        };
-        let mut config = builder.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        std::fs::write(&ca, pem).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let versions: Arc<Mutex<Vec<Version>>> = Arc::default();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
         let task = tokio::spawn(serve(listener, acceptor, versions.clone(), Arc::new(answer)));
         Self { url: Url::parse(&url).unwrap(), versions, ca, _dir: dir, task }
     }
@@ -172,6 +154,29 @@ impl Server {
         change(&mut settings, self.ca.clone());
         client_of(settings)
     }
+}
+
+/// What a server on 127.0.0.1 speaks TLS with, and its certificate as PEM. If `client` is given, it
+/// is only for those whose certificate is that, or is signed by it.
+pub(crate) fn acceptor(client: Option<&CertificateDer<'static>>) -> (TlsAcceptor, String) {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let builder = match client {
+        None => builder.with_no_client_auth(),
+        Some(client) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(client.clone()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let mut config = builder.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    (TlsAcceptor::from(Arc::new(config)), made.cert.pem())
 }
 
 async fn serve(
