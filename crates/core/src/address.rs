@@ -10,12 +10,16 @@ use std::str::FromStr;
 
 use crate::name::{Host, Named, ParseHostError, ParseRepositoryError, Repository};
 
-/// A host, or several at once: in `*.dkr.ecr.*.amazonaws.com` each `*` is one label of the name.
+/// A host, or several at once: in `*.dkr.ecr.*.amazonaws.com` each `*` is one label of the name; `*`
+/// alone is any host at all.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPattern {
     text: String,
     exact: Option<Host>,
 }
+
+/// The pattern for every host.
+const ANY: &str = "*";
 
 impl HostPattern {
     /// Whether this stands for more than one host.
@@ -33,10 +37,18 @@ impl HostPattern {
         &self.text
     }
 
+    /// Whether this stands for any host at all.
+    pub fn is_any(&self) -> bool {
+        self.text == ANY
+    }
+
     /// Whether `host` is one of those that this stands for. A port is matched to the letter.
     pub fn matches(&self, host: &Host) -> bool {
         if let Some(exact) = &self.exact {
             return exact == host;
+        }
+        if self.is_any() {
+            return true;
         }
         let (mut labels, mut wanted) = (host.as_str().split('.'), self.text.split('.'));
         loop {
@@ -57,8 +69,11 @@ impl FromStr for HostPattern {
             let host: Host = text.parse()?;
             return Ok(Self { text: host.as_str().to_owned(), exact: Some(host) });
         }
-        // A pattern of stars alone would be everything, which is a choice of its own; with each
-        // `*` made a letter the rest must be a host.
+        if text == ANY {
+            return Ok(Self { text: text.to_owned(), exact: None });
+        }
+        // Several stars would be nearly everything, which nobody means; with each `*` made a letter
+        // the rest must be a host.
         let is_all = text.split('.').all(|label| label == "*");
         if is_all || text.replace('*', "a").parse::<Host>().is_err() || has_partial_star(text) {
             return Err(ParseHostError(text.to_owned()));
@@ -223,7 +238,10 @@ mod tests {
         assert!(matches("*.dkr.ecr.*.amazonaws.com", "1.dkr.ecr.us-east-1.amazonaws.com"));
         assert!(!matches("*.gcr.io", "eu.gcr.io:5000"));
         assert!(matches("gcr.io", "gcr.io") && !matches("gcr.io", "eu.gcr.io"));
-        for text in ["*", "*.*", "a*.io", "a*.*.io", "", "*.gcr.io/x"] {
+        assert!(
+            matches("*", "eu.gcr.io") && matches("*", "a.b:5000") && matches("*", "[::1]:5000")
+        );
+        for text in ["*.*", "a*.io", "a*.*.io", "", "*.gcr.io/x"] {
             assert!(text.parse::<HostPattern>().is_err(), "{text}");
         }
     }

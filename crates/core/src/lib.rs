@@ -11,6 +11,7 @@
 //! - [`range`]: which bytes of a blob a client wants;
 //! - [`media`]: media types, and what a client accepts;
 //! - [`manifest`]: what a manifest refers to;
+//! - [`referrer`]: what refers to an image;
 //! - [`freshness`]: when a tag's answer may be given without asking upstream;
 //! - [`size`]: amounts of bytes as people write them.
 
@@ -21,6 +22,7 @@ pub mod manifest;
 pub mod media;
 pub mod name;
 pub mod range;
+pub mod referrer;
 pub mod route;
 pub mod size;
 

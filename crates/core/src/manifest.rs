@@ -17,7 +17,7 @@ pub const MAX_MANIFEST: usize = 4 << 20;
 
 /// The most references that one manifest may hold: a layer limit is 127, an index of every
 /// platform a few dozen; 4 MiB would have room for some 30,000.
-const MAX_CHILDREN: usize = 10_000;
+pub(crate) const MAX_CHILDREN: usize = 10_000;
 
 /// One reference to content.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -90,6 +90,12 @@ struct Fields {
     subject: Option<Descriptor>,
 }
 
+#[derive(Deserialize)]
+struct Schema {
+    #[serde(rename = "schemaVersion")]
+    schema_version: u64,
+}
+
 impl Manifest {
     /// Reads the references of `bytes`.
     ///
@@ -99,9 +105,7 @@ impl Manifest {
     /// says why. They can still be passed on to the client who asked.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseManifestError> {
         let fields: Fields = serde_json::from_slice(bytes)?;
-        if fields.schema_version != 2 {
-            return Err(ParseManifestError::Schema(fields.schema_version));
-        }
+        require_schema_2(fields.schema_version)?;
         let mut blobs: Vec<Descriptor> = fields.config.into_iter().collect();
         blobs.extend(fields.layers);
         blobs.extend(fields.blobs);
@@ -114,6 +118,12 @@ impl Manifest {
             manifests: fields.manifests,
             subject: fields.subject,
         })
+    }
+
+    /// Makes sure that `bytes` say that they are a manifest of schema 2.
+    pub(crate) fn check_schema(bytes: &[u8]) -> Result<(), ParseManifestError> {
+        let schema: Schema = serde_json::from_slice(bytes)?;
+        require_schema_2(schema.schema_version)
     }
 
     /// The media type to serve the manifest under when upstream named none: the one it names
@@ -129,6 +139,13 @@ impl Manifest {
     /// Everything this manifest refers to, its subject left out.
     pub fn children(&self) -> impl Iterator<Item = &Descriptor> {
         self.blobs.iter().chain(&self.manifests)
+    }
+}
+
+fn require_schema_2(version: u64) -> Result<(), ParseManifestError> {
+    match version {
+        2 => Ok(()),
+        other => Err(ParseManifestError::Schema(other)),
     }
 }
 

@@ -29,6 +29,10 @@ const SMALL: u64 = 1 << 20;
 /// waiting for the fill to come there would take a tenth of a second.
 const FAR: u64 = 1 << 20;
 
+/// The same for a range without an end: more than a node's parallel downloads of one layer are apart,
+/// and at 10 MB/s some seconds, which no client takes for silence.
+const FAR_WITHOUT_END: u64 = 64 << 20;
+
 impl Registry {
     /// Answers a request for a blob.
     pub(crate) async fn blob(
@@ -47,6 +51,9 @@ impl Registry {
         }
         if self.offline {
             return Err(Refusal::offline(Asking::Blob(&ask.name, digest)));
+        }
+        if self.absent.has(&ask.name, digest) {
+            return Err(Refusal::unknown(Asking::Blob(&ask.name, digest)));
         }
         if ask.is_head {
             return self.blob_head(ask, digest).await;
@@ -86,8 +93,10 @@ impl Registry {
             Err(_) => Err(Error::TimedOut),
         };
         self.note(&ask.upstream, length.as_ref().err());
-        let asking = Asking::Blob(&ask.name, digest);
-        let length = length.map_err(|error| Refusal::of_upstream(&error, asking))?;
+        let length = length.map_err(|error| {
+            self.absent.note(&ask.name, digest, &error);
+            Refusal::of_upstream(&error, Asking::Blob(&ask.name, digest))
+        })?;
         self.recorded(self.store.add_member(&ask.name, digest).await);
         Ok(Some(length))
     }
@@ -162,6 +171,7 @@ impl Registry {
             }
             Phase::Failed(error) => {
                 self.note(&ask.upstream, Some(&error));
+                self.absent.note(&ask.name, digest, &error);
                 Err(Refusal::of_upstream(&error, Asking::Blob(&ask.name, digest)))
             }
             Phase::Opening | Phase::Stopped => Err(Refusal::internal()),
@@ -170,16 +180,19 @@ impl Registry {
 }
 
 /// The one range that a request asks for, if it begins far beyond what has come.
+///
+/// One without an end is most likely abandoned: containerd asks for all that is left and takes a few
+/// megabytes of it. What a fill brings soon is waited for instead.
 fn far_range(headers: &HeaderMap, digest: &Digest, visible: u64) -> Option<(u64, Option<u64>)> {
     let RangeHeader::Ranges(specs) = asked_ranges(headers, digest) else {
         return None;
     };
-    let (start, last) = match specs[..] {
-        [RangeSpec::Closed(start, last)] => (start, Some(last)),
-        [RangeSpec::From(start)] => (start, None),
+    let (start, last, far) = match specs[..] {
+        [RangeSpec::Closed(start, last)] => (start, Some(last), FAR),
+        [RangeSpec::From(start)] => (start, None, FAR_WITHOUT_END),
         _ => return None,
     };
-    (start >= visible.saturating_add(FAR)).then_some((start, last))
+    (start >= visible.saturating_add(far)).then_some((start, last))
 }
 
 /// What a request asks for of content with that digest.
@@ -324,8 +337,9 @@ mod tests {
             far_range(&headers, &Digest::sha256_of(b""), visible)
         };
         assert_eq!(far("bytes=2000000-2000009", 0), Some((2_000_000, Some(2_000_009))));
-        assert_eq!(far("bytes=2000000-", 0), Some((2_000_000, None)));
-        assert_eq!(far("bytes=2000000-", 1_500_000), None);
+        assert_eq!(far("bytes=2000000-2000009", 1_500_000), None);
+        assert_eq!(far("bytes=8388608-", 0), None);
+        assert_eq!(far("bytes=100000000-", 0), Some((100_000_000, None)));
         assert_eq!(far("bytes=0-", 0), None);
         assert_eq!(far("bytes=-5", 0), None);
         assert_eq!(far("bytes=2000000-2000009,3000000-3000001", 0), None);

@@ -20,9 +20,11 @@ mod value;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use larder_core::address::HostPattern;
 use larder_upstream::{ClientCertificate, Credentials};
 use url::Url;
@@ -101,6 +103,8 @@ pub struct Upstream {
     pub alias: Vec<String>,
     /// How long a tag's answer is given without asking again. Zero: always ask. Default 1 min.
     pub freshness: Duration,
+    /// Which tags' answers count for how long instead; the first that matches counts.
+    pub tags: Vec<TagFreshness>,
     /// How long to wait for upstream where a stale answer is at hand. Never zero. Default 2 s.
     pub deadline: Duration,
     /// Who may read what is stored. Always `Shared` in this version.
@@ -125,6 +129,16 @@ pub struct Upstream {
     pub quota: Option<u64>,
     /// Connections for one large blob, 1 to 16. Default 1.
     pub parallel: u8,
+    /// Networks that are not public and may be reached all the same. Only for the upstream `*`;
+    /// every other one may be anywhere.
+    pub addresses: Vec<IpNet>,
+    /// How long upstream may be silent, before the head of an answer and between two pieces of a
+    /// body: 1 s to 5 min. Default 30 s.
+    pub read_timeout: Duration,
+    /// The most requests that are under way at a time, at least 1. Default 256.
+    pub max_requests: usize,
+    /// The most requests in a second. Default: any number.
+    pub max_rate: Option<NonZeroU32>,
     /// Globs over repository names: if there are any, one must match. Each is one that `globset`
     /// reads.
     pub allow: Vec<String>,
@@ -132,6 +146,15 @@ pub struct Upstream {
     pub deny: Vec<String>,
     /// For people.
     pub description: Option<String>,
+}
+
+/// How long the answers for some tags count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagFreshness {
+    /// A glob over tags, one that `globset` reads.
+    pub matching: String,
+    /// [`Duration::MAX`]: forever, such a tag never changes.
+    pub freshness: Duration,
 }
 
 /// Who may read what is stored of an upstream.

@@ -3,12 +3,14 @@
 //! ```text
 //! service ── which operation, which upstream ──▶ manifests ─┐
 //!                                           ├──▶ blobs ─────┼──▶ store
-//!                                           └──▶ tags       └──▶ fills ── source ──▶ upstream
+//!                                           ├──▶ tags       └──▶ fills ── source ──▶ upstream
+//!                                           ├──▶ referrers
+//!                                           └──▶ catalog
 //! ```
 //!
 //! - [`config`]: what `serve` can be told;
 //! - `service`: from a request to the part that answers it, with logs and metrics;
-//! - `manifests`, `blobs`, `tags`: one operation each, and the decisions that go with it;
+//! - `manifests`, `blobs`, `tags`, `referrers`, `catalog`: one operation each, and the decisions that go with it;
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
 //! - `content`, `respond`, `refusal`: what clients are sent.
 //!
@@ -19,7 +21,9 @@
 //! - nothing is served under a repository that neither a stored manifest nor upstream says is
 //!   part of it.
 
+mod absent;
 mod blobs;
+mod catalog;
 pub mod config;
 mod content;
 mod fill;
@@ -28,6 +32,7 @@ mod flights;
 mod manifests;
 mod metrics;
 pub mod probe;
+mod referrers;
 mod refusal;
 mod respond;
 mod service;
@@ -48,10 +53,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::absent::Absent;
 use crate::config::{Budget, Config, Listener, TlsFiles};
 use crate::fills::Fills;
 use crate::manifests::Manifests;
 use crate::metrics::{Metrics, Sequence};
+use crate::referrers::Referrers;
 use crate::service::{Registry, Service};
 use crate::upstreams::{SetupUpstreamError, Upstreams};
 
@@ -101,6 +108,8 @@ pub async fn run(
     let registry = Arc::new(Registry {
         fills: Fills::new(store.clone(), metrics.clone()),
         manifests: Manifests::new(),
+        referrers: Referrers::new(),
+        absent: Absent::new(),
         upstreams,
         unaddressed: metrics.of_upstream(""),
         metrics,
@@ -144,7 +153,9 @@ pub async fn run(
     info!("stopping");
     registry.fills.close().await;
     // What is being asked of upstreams ends by their time limits; nobody waits for it any more.
-    let _ = tokio::time::timeout(LAST_ANSWERS, registry.manifests.close()).await;
+    let last_answers =
+        async { tokio::join!(registry.manifests.close(), registry.referrers.close()) };
+    let _ = tokio::time::timeout(LAST_ANSWERS, last_answers).await;
     registry.store.close().await;
     admin_stopping.cancel();
     tasks.close();

@@ -15,7 +15,7 @@ use larder_core::manifest::Manifest as Parsed;
 use larder_core::media::Accept;
 use larder_core::name::Named;
 use larder_core::{Digest, Reference, Tag};
-use larder_store::{CommitError, StoredManifest, TagRecord};
+use larder_store::{CommitError, References, StoredManifest, TagRecord};
 use larder_upstream::{Error, RawManifest};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -133,9 +133,14 @@ impl Registry {
         if self.offline {
             return Err(Refusal::offline(asking));
         }
+        if self.absent.has(&ask.name, digest) {
+            return Err(Refusal::unknown(asking));
+        }
         let manifest = self.fetch_by_digest(&ask.name, &ask.upstream, digest);
-        let manifest = wait(manifest, ask).await?;
-        let manifest = manifest.map_err(|error| Refusal::of_upstream(&error, asking))?;
+        let manifest = wait(manifest, ask).await?.map_err(|error| {
+            self.absent.note(&ask.name, digest, &error);
+            Refusal::of_upstream(&error, asking)
+        })?;
         let outcome = manifest.outcome();
         Ok((manifest, outcome))
     }
@@ -203,10 +208,17 @@ impl Registry {
         };
         self.fills.learn(&parsed);
         let media_type = media_type(raw.media_type, &parsed);
-        let children: Vec<Digest> = parsed.children().map(|child| child.digest.clone()).collect();
-        let stored =
-            self.store.put_manifest(name, &digest, &media_type, raw.bytes.clone(), &children).await;
-        let is_stored = match stored {
+        let stored = self.store.put_manifest(
+            name,
+            &digest,
+            &media_type,
+            raw.bytes.clone(),
+            References {
+                children: parsed.children().map(|child| child.digest.clone()).collect(),
+                subject: parsed.subject.as_ref().map(|subject| subject.digest.clone()),
+            },
+        );
+        let is_stored = match stored.await {
             Ok(_) => true,
             Err(error) => {
                 let op = match error {
@@ -231,6 +243,8 @@ impl Registry {
             }
             Some(Error::Unavailable { .. } | Error::TimedOut) => standing.failed(),
             Some(error @ Error::CredentialRefused(_)) => error!("{error}"),
+            // Upstream was not asked.
+            Some(Error::Resting { .. } | Error::Busy | Error::Unreachable(_)) => {}
             _ => standing.answered(),
         }
     }
@@ -251,7 +265,7 @@ impl Registry {
         let age = SystemTime::now().duration_since(record.checked_at).unwrap_or(Duration::MAX);
         let situation = Situation {
             age,
-            freshness: ask.upstream.settings.freshness(),
+            freshness: ask.upstream.settings.freshness_of(tag),
             offline: self.offline,
             upstream_suspect: ask.upstream.standing.is_suspect(),
         };
@@ -406,9 +420,17 @@ impl Registry {
         if self.offline {
             return Err(Refusal::offline(asking));
         }
-        let found = wait(self.look_up(ask, key.clone()), ask).await?;
-        let found = found.map_err(|error| Refusal::of_upstream(&error, asking))?;
+        if self.absent.has(&ask.name, &tag) {
+            return Err(Refusal::unknown(asking));
+        }
         let is_usual = key.2.is_empty();
+        let found = wait(self.look_up(ask, key.clone()), ask).await?.map_err(|error| {
+            // One who accepts only some types may be told 404 where there are others.
+            if is_usual {
+                self.absent.note(&ask.name, &tag, &error);
+            }
+            Refusal::of_upstream(&error, asking)
+        })?;
         if is_usual && !accept.accepts(&found.record.media_type) {
             let variant = variant_of(accept);
             if !variant.is_empty() {

@@ -22,6 +22,8 @@ pub(crate) enum Kind {
     Blob,
     /// A list of tags.
     Tags,
+    /// A list of what refers to a manifest.
+    Referrers,
     /// Anything else, `/v2/` included.
     Other,
 }
@@ -70,6 +72,7 @@ impl Kind {
             Self::Manifest => "manifest",
             Self::Blob => "blob",
             Self::Tags => "tags",
+            Self::Referrers => "referrers",
             Self::Other => "other",
         }
     }
@@ -336,7 +339,7 @@ mod tests {
     #[test]
     fn every_label_of_a_fixed_set_is_in_the_document() {
         use {Kind as K, Outcome as O, StoreOp as S};
-        let kinds = [K::Manifest, K::Blob, K::Tags, K::Other].map(K::as_str);
+        let kinds = [K::Manifest, K::Blob, K::Tags, K::Referrers, K::Other].map(K::as_str);
         let outcomes =
             [O::Hit, O::Miss, O::Stale, O::Pass, O::NotFound, O::Refused, O::Failed].map(O::as_str);
         let ops = [S::Read, S::Write, S::Record].map(S::as_str);

@@ -23,6 +23,7 @@ pub(crate) struct Refusal {
     code: &'static str,
     message: String,
     extra: Extra,
+    outcome: Outcome,
 }
 
 #[derive(Clone, Debug)]
@@ -42,11 +43,18 @@ pub(crate) enum Asking<'a> {
     Blob(&'a Named, &'a (dyn Display + Sync)),
     /// The tags of a repository.
     Tags(&'a Named),
+    /// What refers to a manifest.
+    Referrers(&'a Named, &'a (dyn Display + Sync)),
 }
 
 impl Refusal {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), extra: Extra::None }
+        let outcome = match status {
+            status if status.is_server_error() => Outcome::Failed,
+            StatusCode::TOO_MANY_REQUESTS => Outcome::Failed,
+            _ => Outcome::Refused,
+        };
+        Self { status, code, message: message.into(), extra: Extra::None, outcome }
     }
 
     /// The path is no operation of the protocol.
@@ -78,8 +86,12 @@ impl Refusal {
             }
             Asking::Blob(name, what) => ("BLOB_UNKNOWN", format!("{name} has no blob {what}")),
             Asking::Tags(name) => ("NAME_UNKNOWN", format!("there is no repository {name}")),
+            Asking::Referrers(name, what) => {
+                ("MANIFEST_UNKNOWN", format!("nothing is known to refer to {what} of {name}"))
+            }
         };
-        Self::new(StatusCode::NOT_FOUND, code, message)
+        let outcome = Outcome::NotFound;
+        Self { outcome, ..Self::new(StatusCode::NOT_FOUND, code, message) }
     }
 
     /// It is not stored, and no upstream may be asked.
@@ -117,7 +129,10 @@ impl Refusal {
     /// What an upstream's error means for the client who waits for it.
     pub(crate) fn of_upstream(error: &Error, asking: Asking<'_>) -> Self {
         let name = match asking {
-            Asking::Manifest(name, _) | Asking::Blob(name, _) | Asking::Tags(name) => name,
+            Asking::Manifest(name, _)
+            | Asking::Blob(name, _)
+            | Asking::Tags(name)
+            | Asking::Referrers(name, _) => name,
         };
         let host = &name.host;
         match error {
@@ -131,6 +146,26 @@ impl Refusal {
                 )
             },
             Error::TimedOut => Self::too_slow(name),
+            Error::Resting { wait } => Self {
+                extra: Extra::RetryAfter(*wait),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "UNAVAILABLE",
+                    format!("{host} keeps failing and is left alone for a moment"),
+                )
+            },
+            Error::Busy => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "UNAVAILABLE",
+                format!(
+                    "too much is asked of {host} at the moment; `max_requests` and `max_rate` bound it"
+                ),
+            ),
+            Error::Unreachable(reason) => Self::new(
+                StatusCode::FORBIDDEN,
+                "DENIED",
+                format!("{reason}; to reach it, list it in `addresses` of upstreams.\"*\""),
+            ),
             Error::Range => Self::new(
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 "RANGE_INVALID",
@@ -156,12 +191,7 @@ impl Refusal {
 
     /// How it counts.
     pub(crate) fn outcome(&self) -> Outcome {
-        match self.status {
-            StatusCode::NOT_FOUND if self.code != "NAME_UNKNOWN" => Outcome::NotFound,
-            status if status.is_server_error() => Outcome::Failed,
-            StatusCode::TOO_MANY_REQUESTS => Outcome::Failed,
-            _ => Outcome::Refused,
-        }
+        self.outcome
     }
 
     /// The reason in words.

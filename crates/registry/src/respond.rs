@@ -14,6 +14,7 @@ use http::header::{
 use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use larder_core::Digest;
+use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use tracing::warn;
 
 use crate::content::ReadError;
@@ -189,6 +190,11 @@ pub(crate) fn has_already(request: &HeaderMap, digest: &Digest) -> bool {
 pub(crate) fn is_etag_of(tag: &str, digest: &Digest) -> bool {
     let tag = tag.trim().trim_start_matches("W/").trim_matches('"');
     tag.parse::<Digest>().is_ok_and(|named| named == *digest)
+}
+
+/// `text` as a part of a query.
+pub(crate) fn encoded(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 
 /// A header value of text that was made here or parsed before.

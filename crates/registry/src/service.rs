@@ -15,9 +15,11 @@ use larder_core::route::{Route, query_value};
 use larder_store::{Store, StoreError};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
+use crate::absent::Absent;
 use crate::fills::Fills;
 use crate::manifests::Manifests;
 use crate::metrics::{Kind, Metrics, Outcome, Sequence, StoreOp, UpstreamMetrics};
+use crate::referrers::Referrers;
 use crate::refusal::Refusal;
 use crate::respond::{self, Body, Meter, X_LARDER_CACHE};
 use crate::upstreams::{Upstream, Upstreams};
@@ -30,6 +32,8 @@ pub(crate) struct Registry {
     pub(crate) store: Store,
     pub(crate) fills: Fills,
     pub(crate) manifests: Manifests,
+    pub(crate) referrers: Referrers,
+    pub(crate) absent: Absent,
     pub(crate) upstreams: Upstreams,
     pub(crate) metrics: Metrics,
     /// Counts requests that name no upstream.
@@ -127,10 +131,10 @@ impl Service {
             Some(Route::Manifest { name, reference }) => (What::Manifest(reference.parse()?), name),
             Some(Route::Blob { name, digest }) => (What::Blob(digest.parse()?), name),
             Some(Route::Tags { name }) => (What::Tags, name),
+            Some(Route::Referrers { name, digest }) => (What::Referrers(digest.parse()?), name),
+            Some(Route::Catalog) => return self.registry.catalog(request.uri.query()).await,
             Some(Route::Upload) => return Err(Refusal::unsupported()),
-            Some(Route::Catalog | Route::Referrers { .. }) | None => {
-                return Err(Refusal::no_such_path());
-            }
+            None => return Err(Refusal::no_such_path()),
         };
         seen.kind = kind.kind();
         let ask = self.address(request, &name, seen)?;
@@ -138,6 +142,7 @@ impl Service {
             What::Manifest(reference) => self.registry.manifest(&ask, &reference).await,
             What::Blob(digest) => self.registry.blob(&ask, &digest).await,
             What::Tags => self.registry.tags(&ask).await,
+            What::Referrers(subject) => self.registry.referrers(&ask, &subject).await,
         }
     }
 
@@ -190,6 +195,7 @@ enum What {
     Manifest(larder_core::Reference),
     Blob(larder_core::Digest),
     Tags,
+    Referrers(larder_core::Digest),
 }
 
 impl What {
@@ -198,6 +204,7 @@ impl What {
             Self::Manifest(_) => Kind::Manifest,
             Self::Blob(_) => Kind::Blob,
             Self::Tags => Kind::Tags,
+            Self::Referrers(_) => Kind::Referrers,
         }
     }
 }

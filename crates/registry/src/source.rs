@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -26,6 +26,10 @@ const MAX_RESUMES: u32 = 8;
 
 /// The wait before the second attempt to go on; each further one waits twice as long: 25 s in all.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
+
+/// How long a reader waits for the next byte before the blob is given up, however it was tried to go
+/// on: clients give a silent body up after some minutes, and miss the download slot that it holds.
+const MAX_SILENCE: Duration = Duration::from_secs(60);
 
 /// The bytes that one of several connections fetches at a time. Long enough that a round trip of
 /// 80 ms between segments costs little, short enough that the first reader is not kept waiting and
@@ -156,6 +160,7 @@ impl Source {
         if let Some(result) = self.next_ahead().await {
             return Some(result);
         }
+        let silent_since = Instant::now();
         loop {
             match self.next_of_body().await {
                 Some(Ok(bytes)) => return Some(Ok(bytes)),
@@ -163,7 +168,7 @@ impl Source {
                 None => self.broken = Some(ended_early()),
                 Some(Err(error)) => self.broken = Some(error),
             }
-            if let Err(error) = self.resume().await {
+            if let Err(error) = self.resume(silent_since).await {
                 return Some(Err(error));
             }
         }
@@ -220,17 +225,22 @@ impl Source {
     }
 
     /// Asks for the rest, after a wait that grows, until upstream gives it or there is no point.
-    async fn resume(&mut self) -> Result<(), Error> {
+    async fn resume(&mut self, silent_since: Instant) -> Result<(), Error> {
         self.body = None;
         loop {
             let error = self.broken.take().unwrap_or_else(ended_early);
             if self.resumes == MAX_RESUMES || !is_worth_resuming(&error) {
                 return Err(error);
             }
-            if self.resumes > 0 {
-                let wait = FIRST_WAIT * 2_u32.pow(self.resumes - 1);
-                tokio::time::sleep(wait).await;
+            let wait = match (&error, self.resumes) {
+                (Error::Resting { wait }, _) => *wait,
+                (_, 0) => Duration::ZERO,
+                (_, resumes) => FIRST_WAIT * 2_u32.pow(resumes - 1),
+            };
+            if silent_since.elapsed() + wait > MAX_SILENCE {
+                return Err(error);
             }
+            tokio::time::sleep(wait).await;
             self.resumes += 1;
             let (digest, at) = (&self.wanted.digest, self.at);
             debug!(blob.digest = %digest, %error, "going on with {digest} at byte {at}");
@@ -328,7 +338,7 @@ async fn fetch_segment(wanted: Wanted, start: u64, last: u64) -> Result<Vec<Byte
 }
 
 fn is_worth_resuming(error: &Error) -> bool {
-    matches!(error, Error::Unavailable { .. } | Error::TimedOut)
+    matches!(error, Error::Unavailable { .. } | Error::TimedOut | Error::Resting { .. })
 }
 
 fn ended_early() -> Error {

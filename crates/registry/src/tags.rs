@@ -6,14 +6,13 @@ use http::StatusCode;
 use http::header::{HeaderValue, LINK};
 use larder_core::route::query_value;
 use larder_upstream::{Error, TagPage};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 use tokio::time::timeout;
 
 use crate::manifests::PATIENCE;
 use crate::metrics::Outcome;
 use crate::refusal::{Asking, Refusal};
-use crate::respond::{self, X_LARDER_CACHE, header_value};
+use crate::respond::{self, X_LARDER_CACHE, encoded, header_value};
 use crate::service::{Answer, Ask, Registry};
 
 /// The most tags on one page of what is stored: some 100 KiB.
@@ -80,13 +79,12 @@ fn answer(ask: &Ask<'_>, n: Option<u32>, page: TagPage, outcome: Outcome) -> Ans
 }
 
 fn link(ask: &Ask<'_>, n: Option<u32>, last: &str) -> String {
-    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-    let mut query = format!("last={}", encode(last));
+    let mut query = format!("last={}", encoded(last));
     if let Some(n) = n {
         query.push_str(&format!("&n={n}"));
     }
     if let Some(ns) = query_value(ask.query, "ns") {
-        query.push_str(&format!("&ns={}", encode(&ns)));
+        query.push_str(&format!("&ns={}", encoded(&ns)));
     }
     format!("</v2/{}/tags/list?{query}>; rel=\"next\"", ask.path_name)
 }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
-use larder_core::Host;
 use larder_core::address::{Address, AddressError, Asked, Directory};
-use larder_core::name::{DOCKER_HUB, Repository};
-use larder_upstream::{Client, SetupError};
+use larder_core::name::{DOCKER_HUB, Named, Repository};
+use larder_core::{Host, Tag};
+use larder_upstream::{Client, Reach, SetupError};
 use parking_lot::Mutex;
 use url::Url;
 
@@ -19,10 +19,6 @@ use crate::metrics::{Metrics, UpstreamMetrics};
 /// How long a connection may take, TLS included. Registries answer a handshake within a round trip
 /// or two; who takes longer is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long an upstream may be silent, before the head of an answer and between two pieces of a
-/// body. A silent body holds one of the three download slots that a containerd has.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How many hosts one wildcard may stand for at one time. Each has a pool of connections.
 const MAX_WILDCARD_HOSTS: usize = 256;
@@ -69,6 +65,8 @@ pub(crate) struct Settings {
     config: config::Upstream,
     allow: Option<GlobSet>,
     deny: GlobSet,
+    /// In the order of `config.tags`.
+    tags: GlobSet,
     pub(crate) metrics: Arc<UpstreamMetrics>,
 }
 
@@ -112,6 +110,15 @@ impl Upstreams {
         self.directory.resolve(asked)
     }
 
+    /// Whether a repository of the store is one that is still served.
+    pub(crate) fn serves(&self, name: &Named) -> bool {
+        let text = name.to_string();
+        let asked = Asked { name: &text, ns: None, default_upstream: None };
+        self.resolve(asked).is_ok_and(|address| {
+            address.name == *name && self.entries[address.entry].settings.allows(&name.repository)
+        })
+    }
+
     /// The registry that an address names.
     ///
     /// # Errors
@@ -139,18 +146,15 @@ impl Settings {
         config: config::Upstream,
         metrics: Arc<UpstreamMetrics>,
     ) -> Result<Self, SetupUpstreamError> {
-        let glob_set = |globs: &[String]| {
-            let set = globs.iter().try_fold(GlobSetBuilder::new(), |mut set, glob| {
-                set.add(Glob::new(glob)?);
-                Ok(set)
-            });
+        let bad_glob = |source| {
             let upstream = config.host.to_string();
-            set.and_then(|set| set.build())
-                .map_err(|source| SetupUpstreamError::Glob { upstream, source })
+            SetupUpstreamError::Glob { upstream, source }
         };
-        let allow = (!config.allow.is_empty()).then(|| glob_set(&config.allow)).transpose()?;
-        let deny = glob_set(&config.deny)?;
-        Ok(Self { config, allow, deny, metrics })
+        let allow = (!config.allow.is_empty()).then(|| glob_set(&config.allow)).transpose();
+        let allow = allow.map_err(bad_glob)?;
+        let deny = glob_set(&config.deny).map_err(bad_glob)?;
+        let tags = glob_set(config.tags.iter().map(|it| &it.matching)).map_err(bad_glob)?;
+        Ok(Self { config, allow, deny, tags, metrics })
     }
 
     /// Whether this cache serves the repository at all.
@@ -159,8 +163,17 @@ impl Settings {
         self.allow.as_ref().is_none_or(|allow| allow.is_match(name)) && !self.deny.is_match(name)
     }
 
+    /// How long what is known counts, tags aside.
     pub(crate) fn freshness(&self) -> Duration {
         self.config.freshness
+    }
+
+    /// How long the answer for a tag counts.
+    pub(crate) fn freshness_of(&self, tag: &Tag) -> Duration {
+        match self.tags.matches(tag.as_str()).first() {
+            Some(first) => self.config.tags[*first].freshness,
+            None => self.config.freshness,
+        }
     }
 
     pub(crate) fn deadline(&self) -> Duration {
@@ -174,6 +187,14 @@ impl Settings {
     pub(crate) fn parallel(&self) -> u8 {
         self.config.parallel
     }
+}
+
+fn glob_set<'a>(globs: impl IntoIterator<Item = &'a String>) -> Result<GlobSet, globset::Error> {
+    let set = globs.into_iter().try_fold(GlobSetBuilder::new(), |mut set, glob| {
+        set.add(Glob::new(glob)?);
+        Ok(set)
+    });
+    set.and_then(|set| set.build())
 }
 
 impl Upstream {
@@ -206,7 +227,13 @@ pub(crate) fn client_settings(config: &config::Upstream, host: &Host) -> larder_
         client_certificate: config.client_certificate.clone(),
         insecure_skip_verify: config.insecure_skip_verify,
         connect_timeout: CONNECT_TIMEOUT,
-        read_timeout: READ_TIMEOUT,
+        read_timeout: config.read_timeout,
+        reach: match config.host.is_any() {
+            true => Reach::Public { besides: config.addresses.clone() },
+            false => Reach::Anywhere,
+        },
+        max_requests: config.max_requests,
+        max_rate: config.max_rate,
     }
 }
 

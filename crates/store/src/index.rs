@@ -23,6 +23,7 @@ use sqlx::sqlite::{
     SqliteSynchronous,
 };
 
+pub use self::blobs::References;
 pub(crate) use self::blobs::{Candidate, Manifest, Unsynced};
 pub(crate) use self::partials::Parked;
 pub use self::tags::TagRecord;

@@ -50,7 +50,7 @@ use crate::work::{Slow, blocking};
 pub use crate::blobs::Blob;
 pub use crate::evict::volume_size;
 pub use crate::file::SharedFile;
-pub use crate::index::{IndexError, OpenIndexError, TagRecord};
+pub use crate::index::{IndexError, OpenIndexError, References, TagRecord};
 pub use crate::manifests::StoredManifest;
 pub use crate::staging::{CommitError, Prefix, Staging, WriteError};
 
@@ -275,6 +275,16 @@ impl Store {
         self.index().put_member(repository, digest).await?;
         self.0.members.insert((Arc::clone(repository), digest.clone()), ());
         Ok(())
+    }
+
+    /// At most `limit` repositories that have a stored manifest, after `last`, in the byte order of
+    /// `HOST/NAME`.
+    ///
+    /// # Errors
+    ///
+    /// The index can't say.
+    pub async fn repositories(&self, last: &str, limit: u32) -> Result<Vec<Named>, StoreError> {
+        Ok(self.index().repositories(last, limit).await?)
     }
 
     pub(crate) fn index(&self) -> &Index {

@@ -9,7 +9,7 @@ use larder_core::Digest;
 use larder_core::name::Named;
 
 use crate::blobs::{Found, LastUse, damaged, is_lost, open_whole};
-use crate::index::Manifest;
+use crate::index::{Manifest, References};
 use crate::work::blocking;
 use crate::{CommitError, Staging, Store, StoreError};
 
@@ -76,8 +76,28 @@ impl Store {
         }
     }
 
-    /// Stores a manifest that `repository` serves. Everything in `children` may be served under it
-    /// from now on.
+    /// At most `limit` stored manifests of `repository` whose subject is `subject`. One that cannot
+    /// be read is left out.
+    ///
+    /// # Errors
+    ///
+    /// The index can't say.
+    pub async fn referrers(
+        &self,
+        repository: &Named,
+        subject: &Digest,
+        limit: u32,
+    ) -> Result<Vec<Arc<StoredManifest>>, StoreError> {
+        let mut referrers = Vec::new();
+        for digest in self.index().referrers(repository, subject, limit).await? {
+            if let Ok(Some(manifest)) = self.manifest(&digest).await {
+                referrers.push(manifest);
+            }
+        }
+        Ok(referrers)
+    }
+
+    /// Stores a manifest that `repository` serves. Its children may be served under it from now on.
     ///
     /// # Errors
     ///
@@ -89,13 +109,13 @@ impl Store {
         digest: &Digest,
         media_type: &str,
         bytes: Bytes,
-        children: &[Digest],
+        references: References,
     ) -> Result<Arc<StoredManifest>, CommitError> {
         let io = |source| CommitError::Io { digest: digest.clone(), source };
         let (store, name) = (self.clone(), digest.clone());
         let staging = blocking(move || Staging::create(&store, &name)).await.map_err(io)?;
         let staging = staging.write(vec![bytes.clone()]).await.map_err(|error| io(error.source))?;
-        let manifest = Manifest { media_type: media_type.to_owned(), children: children.to_vec() };
+        let manifest = Manifest { media_type: media_type.to_owned(), references };
         let seen = self.removals();
         staging.commit_manifest(repository, manifest).await?;
         let manifest = stored(digest, media_type.to_owned(), bytes);

@@ -14,6 +14,7 @@ use tokio::time::Sleep;
 
 use crate::Observer;
 use crate::error::Error;
+use crate::limits::Slot;
 
 /// The body of an answer: a stream of pieces, in order, of any size.
 ///
@@ -34,6 +35,8 @@ pub struct Body {
     /// Runs only while a byte is waited for, so that a slow reader is not taken for a slow upstream.
     idle: Option<Pin<Box<Sleep>>>,
     ended: bool,
+    /// Its place among the requests that may be under way.
+    slot: Option<Slot>,
 }
 
 impl Body {
@@ -43,7 +46,12 @@ impl Body {
         length: Option<u64>,
         idle_timeout: Duration,
     ) -> Self {
-        Self { inner, observer, left: length, idle_timeout, idle: None, ended: false }
+        Self { inner, observer, left: length, idle_timeout, idle: None, ended: false, slot: None }
+    }
+
+    /// Has `slot` taken until the body has ended.
+    pub(crate) fn in_slot(self, slot: Option<Slot>) -> Self {
+        Self { slot, ..self }
     }
 
     /// Reads all of it, at most `limit` bytes and for at most `limit_time`.
@@ -128,7 +136,10 @@ impl Stream for Body {
             return Poll::Ready(None);
         }
         let piece = ready!(self.poll_piece(cx));
-        self.ended = !matches!(piece, Some(Ok(_)));
+        if !matches!(piece, Some(Ok(_))) {
+            self.ended = true;
+            self.slot = None;
+        }
         Poll::Ready(piece)
     }
 }

@@ -7,8 +7,9 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_RANGE, HeaderMap, HeaderValue, LINK, RANGE};
 use http::{Method, StatusCode};
 use larder_core::manifest::MAX_MANIFEST;
-use larder_core::media::Accept;
+use larder_core::media::{self, Accept};
 use larder_core::range::parse_content_range;
+use larder_core::referrer::{self, Referrer};
 use larder_core::{Digest, Reference, Repository};
 use serde::Deserialize;
 
@@ -23,6 +24,11 @@ use crate::transport::{Answer, is_web_page};
 
 /// The largest page of tags that is read, in bytes: 100,000 tags of 128 bytes, and some.
 const MAX_TAGS: usize = 16 << 20;
+
+/// The most pages of referrers that are read, and the most referrers: an image has a few dozen, and
+/// a page of 4 MiB has room for thousands.
+const MAX_REFERRER_PAGES: usize = 64;
+const MAX_REFERRERS: usize = 10_000;
 
 /// One upstream. Clones share connections and tokens.
 ///
@@ -205,6 +211,56 @@ impl Client {
         Ok(TagPage { tags: list.tags.unwrap_or_default(), next })
     }
 
+    /// Lists what refers to `subject`, all pages of it. `None`: this registry has no referrers API;
+    /// what it knows may be listed under a tag, [`larder_core::referrer::fallback_tag`].
+    ///
+    /// # Errors
+    ///
+    /// Each of [`Error`] but `Digest`, `NotFound` and `Range`. `TooLarge` also for more than 10,000
+    /// referrers.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+    ) -> Result<Option<Vec<Referrer>>, Error> {
+        let path = format!("v2/{}/referrers/{subject}", repository.as_str());
+        let mut question = question(Method::GET, Some(repository), path);
+        question.headers.insert(ACCEPT, HeaderValue::from_static(media::OCI_INDEX));
+        let mut referrers = Vec::new();
+        for n_page in 0..MAX_REFERRER_PAGES {
+            let (page, next) = match self.referrer_page(&question).await {
+                Ok(page) => page,
+                Err(error) if n_page == 0 && says_no_such_api(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            referrers.extend(page);
+            if referrers.len() > MAX_REFERRERS {
+                return Err(Error::TooLarge { limit: MAX_REFERRERS as u64 });
+            }
+            let Some(next) = next else { break };
+            let query = link::query(None, Some(&next));
+            if query == question.query {
+                break;
+            }
+            question.query = query;
+        }
+        Ok(Some(referrers))
+    }
+
+    async fn referrer_page(
+        &self,
+        question: &Question,
+    ) -> Result<(Vec<Referrer>, Option<String>), Error> {
+        let answer = self.whole(question).await?;
+        refuse_web_page(&answer)?;
+        let next = link::next_page(header::lines(&answer.headers, &LINK), &answer.url);
+        let who = answer.who();
+        let bytes = answer.read(MAX_MANIFEST).await?;
+        let page = referrer::parse_list(&bytes)
+            .map_err(|_| Error::Protocol(format!("{who} sent what is no list of referrers")))?;
+        Ok((page, next))
+    }
+
     /// Asks whether this is a registry that lets us in.
     ///
     /// # Errors
@@ -296,6 +352,16 @@ fn partial(answer: Answer, range: Option<(u64, Option<u64>)>) -> Result<Blob, Er
 
 fn unasked_range(answer: &Answer) -> Error {
     Error::Protocol(format!("{} sent a part, and all was asked for", answer.who()))
+}
+
+/// Whether a registry has answered a question about referrers as those do that do not know it: by
+/// 404, by 405 or 501, or by a page for people to sign in at.
+fn says_no_such_api(error: &Error) -> bool {
+    match error {
+        Error::NotFound | Error::Protocol(_) => true,
+        Error::Unavailable { status, .. } => *status == Some(501),
+        _ => false,
+    }
 }
 
 fn refuse_web_page(answer: &Answer) -> Result<(), Error> {

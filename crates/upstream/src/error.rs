@@ -55,6 +55,23 @@ pub enum Error {
     #[error("upstream did not answer in time")]
     TimedOut,
 
+    /// The upstream has failed several times in a row and is left to recover: it is not asked before
+    /// `wait` is over.
+    #[error("upstream has failed several times in a row and is asked again in {wait:?}")]
+    Resting {
+        /// How long it is left alone; at most half a minute.
+        wait: Duration,
+    },
+
+    /// As many requests are under way to this upstream as may be, and none ended in time.
+    #[error("too many requests to this upstream are under way")]
+    Busy,
+
+    /// The upstream leads to an address that is not one of the public internet, and this upstream
+    /// may only be there ([`Reach::Public`](crate::Reach)).
+    #[error("{0}")]
+    Unreachable(String),
+
     /// The bytes are not the ones that were asked for or announced. Nothing of them may be used.
     #[error("upstream sent {actual} where {expected} was expected")]
     Digest {

@@ -1,18 +1,21 @@
 //! One question to an upstream, tried until it is answered or not worth another try.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::HeaderMap;
 use http::{Method, StatusCode};
 use larder_core::Repository;
+use parking_lot::Mutex;
 use rand::RngExt as _;
 use tracing::debug;
 
 use crate::Observer;
 use crate::auth::{Authenticator, Permit, Place};
+use crate::breaker::Breaker;
 use crate::credentials::Keychain;
 use crate::error::{Again, Error, Failure, SetupError};
+use crate::limits::Limits;
 use crate::settings::{Base, Settings};
 use crate::transport::{Answer, Request, Transport};
 
@@ -28,7 +31,21 @@ pub(crate) struct Exchange {
     bases: Vec<Base>,
     transport: Transport,
     auth: Authenticator,
+    limits: Limits,
+    breaker: Breaker,
+    preferred: Mutex<Option<Preferred>>,
 }
+
+/// The address that answered after others had failed, and when it was found.
+#[derive(Clone, Copy, Debug)]
+struct Preferred {
+    base: usize,
+    since: Instant,
+}
+
+/// How long an address is preferred to those before it. A first address that is away then costs one
+/// question in a minute a failure, and not all of them.
+const PREFERENCE: Duration = Duration::from_secs(60);
 
 /// A question, whichever address answers it.
 #[derive(Clone, Debug)]
@@ -45,9 +62,18 @@ impl Exchange {
     pub(crate) fn new(settings: Settings, observer: Arc<dyn Observer>) -> Result<Self, SetupError> {
         let bases = settings.bases()?;
         let transport = Transport::new(&settings, observer)?;
+        let limits = Limits::new(settings.max_requests, settings.max_rate, settings.read_timeout);
         let host = settings.host.as_str().to_owned();
         let keychain = Keychain::open(settings.credentials, settings.host)?;
-        Ok(Self { host, bases, transport, auth: Authenticator::new(keychain) })
+        Ok(Self {
+            host,
+            bases,
+            transport,
+            auth: Authenticator::new(keychain),
+            limits,
+            breaker: Breaker::default(),
+            preferred: Mutex::default(),
+        })
     }
 
     /// The registry's name in image references.
@@ -57,11 +83,31 @@ impl Exchange {
 
     /// The answer to `question`, with status 200 or 206.
     pub(crate) async fn ask(&self, question: &Question) -> Result<Answer, Error> {
-        let mut course = Course::new(self.bases.len());
+        let admission = self.breaker.admit(Instant::now());
+        let admission = admission.map_err(|wait| Error::Resting { wait })?;
+        let slot = self.limits.enter().await?;
+        let answer = self.ask_in_turn(question).await;
+        match &answer {
+            Err(Error::Unavailable { .. } | Error::TimedOut) => admission.failed(Instant::now()),
+            // Nothing was heard of it.
+            Err(Error::Busy | Error::Unreachable(_)) => drop(admission),
+            _ => admission.answered(),
+        }
+        Ok(answer?.in_slot(slot))
+    }
+
+    /// Asks one address after the other.
+    async fn ask_in_turn(&self, question: &Question) -> Result<Answer, Error> {
+        let first = self.preferred(Instant::now());
+        let mut course = Course::new(self.bases.len(), first);
         loop {
+            self.limits.pace().await?;
             let base = &self.bases[course.base];
             let failure = match self.attempt(base, question).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    self.prefer(first, course.base);
+                    return Ok(answer);
+                }
                 Err(failure) => failure,
             };
             let Some(pause) = course.after(failure.again) else {
@@ -74,6 +120,20 @@ impl Exchange {
                 self.host
             );
             tokio::time::sleep(jittered(pause)).await;
+        }
+    }
+
+    /// The address to begin with.
+    fn preferred(&self, now: Instant) -> usize {
+        let mut preferred = self.preferred.lock();
+        *preferred = preferred.filter(|it| now.duration_since(it.since) < PREFERENCE);
+        preferred.map_or(0, |it| it.base)
+    }
+
+    /// Remembers that `base` answered where `first` did not.
+    fn prefer(&self, first: usize, base: usize) {
+        if base != first {
+            *self.preferred.lock() = Some(Preferred { base, since: Instant::now() });
         }
     }
 
@@ -138,8 +198,8 @@ struct Course {
 }
 
 impl Course {
-    fn new(n_bases: usize) -> Self {
-        Self { n_bases, base: 0, n_tries: 1, was_at_once: false }
+    fn new(n_bases: usize, first: usize) -> Self {
+        Self { n_bases, base: first, n_tries: 1, was_at_once: false }
     }
 
     /// Goes on after a failure; the answer is how long to wait before. `None`: give up.
@@ -207,7 +267,7 @@ mod tests {
 
     /// The address of each further try and the milliseconds before it.
     fn course(n_bases: usize, failures: &[Again]) -> Vec<String> {
-        let mut course = Course::new(n_bases);
+        let mut course = Course::new(n_bases, 0);
         let step = |again: &Again| match course.after(*again) {
             Some(pause) => format!("{} after {}", course.base, pause.as_millis()),
             None => "give up".to_owned(),

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! client ── verbs: what is asked, what a good answer is
-//!   └─ exchange ── tries again, at the next address
+//!   └─ exchange ── how much at a time; tries again, at the next address; lets it rest
 //!        └─ auth ── answers challenges, remembers tokens
 //!             └─ transport ── one request after the other along redirects
 //! ```
@@ -21,6 +21,7 @@
 
 mod auth;
 mod body;
+mod breaker;
 mod challenge;
 mod client;
 mod client_certificate;
@@ -29,8 +30,10 @@ mod docker_config;
 mod error;
 mod exchange;
 mod header;
+mod limits;
 mod link;
 pub mod probe;
+mod reach;
 mod secret;
 mod settings;
 mod tls;
@@ -43,6 +46,7 @@ pub use client_certificate::ClientCertificate;
 pub use credentials::{Credentials, CredentialsError, CredentialsProblem};
 pub use docker_config::ParseDockerConfigError;
 pub use error::{Cause, Error, SetupError};
+pub use reach::Reach;
 pub use secret::Secret;
 pub use settings::{MAX_URLS, Settings};
 pub use url::Url;

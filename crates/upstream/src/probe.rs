@@ -496,6 +496,10 @@ fn explain(error: &Error, settings: &Settings) -> Failed {
             Some(_) => format!("set `ca` in {table} if it is signed by an authority of your own"),
             None => "allow the way there from this machine, or set `proxy`".to_owned(),
         },
+        Error::Busy | Error::Resting { .. } => "try again later".to_owned(),
+        Error::Unreachable(_) => {
+            "name it as an upstream of its own, or list its network in `addresses`".to_owned()
+        }
         Error::TimedOut => "it takes connections and does not answer: see whether it is well".to_owned(),
         Error::Digest { .. } => {
             "something on the way changes what is sent, or the registry is damaged: ask another address".to_owned()

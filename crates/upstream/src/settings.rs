@@ -1,6 +1,7 @@
 //! What has to be known of an upstream.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use url::Url;
 use crate::client_certificate::ClientCertificate;
 use crate::credentials::Credentials;
 use crate::error::SetupError;
+use crate::reach::Reach;
 
 /// The most addresses of one upstream: each is tried before an image is given up, and a client
 /// waits meanwhile.
@@ -35,6 +37,13 @@ pub struct Settings {
     pub client_certificate: Option<ClientCertificate>,
     /// Whether any certificate will do. Anybody on the way can then read the credentials.
     pub insecure_skip_verify: bool,
+    /// Which addresses may be connected to. With a proxy it is the proxy that connects: only hosts
+    /// that are written as addresses are looked at then, and the environment's proxies are not used.
+    pub reach: Reach,
+    /// How many requests may be under way at a time; at least 1. A body counts until it has ended.
+    pub max_requests: usize,
+    /// How many requests may be sent in a second, retries included. `None`: as many as there are.
+    pub max_rate: Option<NonZeroU32>,
     /// The longest that a connection may take, TLS included.
     pub connect_timeout: Duration,
     /// The longest from a request to the head of its answer (a connection included), and between
@@ -53,6 +62,9 @@ impl fmt::Debug for Settings {
             .field("ca", &self.ca)
             .field("client_certificate", &self.client_certificate)
             .field("insecure_skip_verify", &self.insecure_skip_verify)
+            .field("reach", &self.reach)
+            .field("max_requests", &self.max_requests)
+            .field("max_rate", &self.max_rate)
             .field("connect_timeout", &self.connect_timeout)
             .field("read_timeout", &self.read_timeout)
             .finish()
@@ -156,6 +168,9 @@ mod tests {
             ca: None,
             client_certificate: None,
             insecure_skip_verify: false,
+            reach: Reach::Anywhere,
+            max_requests: 1,
+            max_rate: None,
             connect_timeout: Duration::from_secs(5),
             read_timeout: Duration::from_secs(30),
         };

@@ -12,6 +12,8 @@ use crate::Observer;
 use crate::body::Body;
 use crate::error::{Again, Error, Failure, SetupError};
 use crate::header;
+use crate::limits::Slot;
+use crate::reach::{Reach, Resolver, Unreachable};
 use crate::settings::{Settings, without_secrets};
 use crate::tls;
 
@@ -37,6 +39,7 @@ const SMALL_BODY_TIME: Duration = Duration::from_secs(120);
 pub(crate) struct Transport {
     http: reqwest::Client,
     observer: Arc<dyn Observer>,
+    reach: Reach,
     read_timeout: Duration,
 }
 
@@ -75,12 +78,18 @@ pub(crate) struct Answer {
     body: reqwest::Body,
     observer: Arc<dyn Observer>,
     read_timeout: Duration,
+    slot: Option<Slot>,
 }
 
 impl Answer {
+    /// Has `slot` taken until the body has ended.
+    pub(crate) fn in_slot(self, slot: Slot) -> Self {
+        Self { slot: Some(slot), ..self }
+    }
+
     /// The body, which is to have `length` bytes if that is known.
     pub(crate) fn into_body(self, length: Option<u64>) -> Body {
-        Body::new(self.body, self.observer, length, self.read_timeout)
+        Body::new(self.body, self.observer, length, self.read_timeout).in_slot(self.slot)
     }
 
     /// All of the body.
@@ -160,8 +169,16 @@ impl Transport {
             let proxy = reqwest::Proxy::all(proxy.clone());
             builder = builder.proxy(proxy.map_err(|e| SetupError::Proxy(e.without_url()))?);
         }
+        if settings.reach != Reach::Anywhere {
+            builder = match settings.proxy {
+                // The environment's proxy may be where nothing else may be reached.
+                None => builder.no_proxy().dns_resolver(Arc::new(Resolver(settings.reach.clone()))),
+                Some(_) => builder,
+            };
+        }
         let http = builder.build().map_err(|error| SetupError::Http(error.without_url()))?;
-        Ok(Self { http, observer, read_timeout: settings.read_timeout })
+        let (reach, read_timeout) = (settings.reach.clone(), settings.read_timeout);
+        Ok(Self { http, observer, reach, read_timeout })
     }
 
     /// Sends `request` with `authorization` and follows redirects.
@@ -204,6 +221,8 @@ impl Transport {
         authorization: Option<&HeaderValue>,
         is_elsewhere: bool,
     ) -> Result<Answer, Failure> {
+        let unreachable = |error: Unreachable| Error::Unreachable(error.to_string());
+        self.reach.check(&request.url).map_err(unreachable)?;
         let mut builder = self
             .http
             .request(request.method.clone(), request.url.clone())
@@ -237,6 +256,7 @@ impl Transport {
             body,
             observer: self.observer.clone(),
             read_timeout: self.read_timeout,
+            slot: None,
         })
     }
 }
@@ -272,9 +292,18 @@ fn target(answer: &Answer, is_plain: bool) -> Result<Url, Error> {
     Ok(url)
 }
 
+/// The address that the resolver has kept from us, if that is why there is no connection.
+fn refused_address(error: &reqwest::Error) -> Option<&Unreachable> {
+    let first = std::error::Error::source(error);
+    std::iter::successors(first, |error| error.source()).find_map(|error| error.downcast_ref())
+}
+
 /// What it means that no answer came.
 fn unanswered(error: reqwest::Error, url: &Url) -> Failure {
     let is_connect = error.is_connect();
+    if let Some(refused) = refused_address(&error) {
+        return Error::Unreachable(refused.to_string()).into();
+    }
     if error.is_timeout() {
         // Another address may well answer at once; this one would only cost the same time again.
         let again = if is_connect { Again::Elsewhere } else { Again::Never };

@@ -289,7 +289,7 @@ impl Draft {
         let mut upstreams: Vec<Upstream> = configured.chain(self.builtin).collect();
         upstreams.sort_by_cached_key(|upstream| {
             let text = upstream.host.as_str();
-            (text.matches('*').count(), text.to_owned())
+            (upstream.host.is_any(), text.matches('*').count(), text.to_owned())
         });
         let listen = match self.listen {
             Some(listen) => listen.into_iter().map(|it| it.value).collect(),

@@ -1,8 +1,10 @@
 //! Reading `[upstreams."HOST"]`.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use larder_core::address::HostPattern;
 use larder_core::name::{DOCKER_HUB, Host};
 use larder_process::tls;
@@ -14,7 +16,7 @@ use super::document::{Node, Section};
 use super::files::Files;
 use super::mistake::{At, Located, Mistakes, Wrong, wrong};
 use super::value::{self, shown};
-use super::{Access, Upstream};
+use super::{Access, TagFreshness, Upstream};
 
 /// Schemes of an upstream.
 pub(super) const HTTP: [&str; 2] = ["https", "http"];
@@ -22,6 +24,14 @@ pub(super) const HTTP: [&str; 2] = ["https", "http"];
 const PROXY: [&str; 4] = ["http", "https", "socks5", "socks5h"];
 /// The most connections for one blob. More would look like an attack to some registries.
 const MAX_PARALLEL: i64 = 16;
+
+/// Requests that are under way to one upstream at a time. More than any node pulls, and with each a
+/// connection and a file far below the files that a process may open.
+const MAX_REQUESTS: usize = 256;
+/// How long an upstream may be silent: less, and every hiccup is an outage; more, and containerd has
+/// given the pull up.
+const MIN_READ_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// An upstream as it was configured, with the places that matter beside other upstreams.
 #[derive(Debug)]
@@ -53,6 +63,11 @@ impl Upstream {
             insecure_skip_verify: false,
             quota: None,
             parallel: 1,
+            tags: Vec::new(),
+            addresses: Vec::new(),
+            read_timeout: Duration::from_secs(30),
+            max_requests: MAX_REQUESTS,
+            max_rate: None,
             allow: Vec::new(),
             deny: Vec::new(),
             description: None,
@@ -73,7 +88,7 @@ fn default_url(host: &Host) -> Url {
 pub(super) fn host(text: &str) -> Result<HostPattern, Wrong> {
     let pattern: HostPattern = text.parse().map_err(|_| {
         wrong(format!("`{}` is not a registry's host", shown(text)))
-            .write("HOST, HOST:PORT, or * for a whole label as in *.gcr.io")
+            .write("HOST, HOST:PORT, * for a whole label as in *.gcr.io, or * alone for any host")
     })?;
     match pattern.exact() {
         Some(host) if !Host::looks_like(host.as_str()) => {
@@ -125,7 +140,12 @@ impl<'d> Reader<'d, '_> {
                 false => values(urls),
             },
             alias: aliases.iter().map(|alias| alias.value.clone()).collect(),
-            freshness: self.text("freshness", value::duration).unwrap_or(default.freshness),
+            freshness: self.text("freshness", value::freshness).unwrap_or(default.freshness),
+            tags: self.tags(),
+            addresses: self.addresses(default.host.is_any()),
+            read_timeout: self.text("read_timeout", read_timeout).unwrap_or(default.read_timeout),
+            max_requests: self.count("max_requests", 100_000).unwrap_or(default.max_requests),
+            max_rate: self.count("max_rate", 100_000).and_then(NonZeroU32::new),
             deadline: self.text("deadline", deadline).unwrap_or(default.deadline),
             access: default.access,
             serve_deleted: self.boolean("serve_deleted"),
@@ -135,7 +155,7 @@ impl<'d> Reader<'d, '_> {
             client_certificate: self.client_certificate(),
             insecure_skip_verify: self.boolean("insecure_skip_verify"),
             quota: None,
-            parallel: self.parallel().unwrap_or(default.parallel),
+            parallel: self.count("parallel", MAX_PARALLEL).unwrap_or(default.parallel),
             allow: values(self.texts("allow", value::glob)),
             deny: values(self.texts("deny", value::glob)),
             description: self.text("description", |text| Ok(text.to_owned())),
@@ -203,16 +223,53 @@ impl<'d> Reader<'d, '_> {
         self.mistakes.keep(node.at, value).is_some_and(|it| it.value)
     }
 
-    fn parallel(&mut self) -> Option<u8> {
-        let node = self.section.take("parallel")?;
-        let value = match node.integer() {
-            Some(number @ 1..=MAX_PARALLEL) => u8::try_from(number).ok(),
-            _ => None,
-        };
-        let value = value.ok_or_else(|| {
-            wrong("must be a whole number of connections").write(format!("1 to {MAX_PARALLEL}"))
-        });
+    /// The value of `key`: a whole number from 1 to `max`.
+    fn count<N: TryFrom<i64>>(&mut self, key: &'static str, max: i64) -> Option<N> {
+        let node = self.section.take(key)?;
+        let number = node.integer().filter(|number| (1..=max).contains(number));
+        let value = number.and_then(|number| N::try_from(number).ok());
+        let value =
+            value.ok_or_else(|| wrong("must be a whole number").write(format!("1 to {max}")));
         self.mistakes.keep(node.at, value).map(|it| it.value)
+    }
+
+    /// How long the answers for some tags count.
+    fn tags(&mut self) -> Vec<TagFreshness> {
+        let Some(node) = self.section.take("tags") else { return Vec::new() };
+        let mut tags = Vec::new();
+        for item in node.items() {
+            let Some(section) = self.mistakes.keep(item.at.clone(), item.section()) else {
+                continue;
+            };
+            let n_before = self.mistakes.len();
+            let mut reader =
+                Reader { section: section.value, files: self.files, mistakes: &mut *self.mistakes };
+            let matching = reader.text("match", value::tag_glob);
+            let freshness = reader.text("freshness", value::freshness);
+            let Reader { section, .. } = reader;
+            section.finish(self.mistakes);
+            match (matching, freshness) {
+                (Some(matching), Some(freshness)) => {
+                    tags.push(TagFreshness { matching, freshness });
+                }
+                _ if self.mistakes.len() > n_before => {}
+                _ => self.mistakes.note(
+                    &item.at,
+                    wrong("must say which tags, and how long their answers count")
+                        .write("{ match = \"v*\", freshness = \"forever\" }"),
+                ),
+            }
+        }
+        tags
+    }
+
+    fn addresses(&mut self, is_any: bool) -> Vec<IpNet> {
+        let addresses = self.texts("addresses", value::network);
+        if let (false, Some(first)) = (is_any, addresses.first()) {
+            let wrong = wrong("only the upstream \"*\" is kept from private addresses");
+            self.mistakes.note(&first.at, wrong.advise("remove it: this one may be anywhere"));
+        }
+        values(addresses)
     }
 
     fn ca(&mut self) -> Option<PathBuf> {
@@ -253,6 +310,10 @@ impl<'d> Reader<'d, '_> {
             return None;
         }
         let credentials = match (username, password, password_file, docker_config) {
+            (Some(_), _, _, None) if host.is_any() => {
+                Err(wrong("would be shown to every registry that anybody asks for")
+                    .write("{ docker_config }, which has a login for each registry"))
+            }
             (Some(username), Some(password), None, None) => {
                 Ok(Credentials::Basic { username, password })
             }
@@ -288,6 +349,13 @@ fn check_credentials(
         ))
         .advise(format!("log in with `docker login {host}`"))),
         _ => Ok(credentials),
+    }
+}
+
+fn read_timeout(text: &str) -> Result<Duration, Wrong> {
+    match value::duration(text)? {
+        duration if (MIN_READ_TIMEOUT..=MAX_READ_TIMEOUT).contains(&duration) => Ok(duration),
+        _ => Err(wrong(format!("`{}` is too short or too long", shown(text))).write("1s to 5m")),
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use larder_core::name::{Host, Repository};
 use larder_core::size::parse_size;
 use url::Url;
@@ -71,6 +72,23 @@ pub(super) fn duration(text: &str) -> Result<Duration, Wrong> {
             })
         }
     }
+}
+
+/// How long an answer counts: a duration, or `forever`
+pub(super) fn freshness(text: &str) -> Result<Duration, Wrong> {
+    match text.trim() {
+        "forever" => Ok(Duration::MAX),
+        _ => duration(text),
+    }
+}
+
+/// `10.0.0.0/8`, or one address
+pub(super) fn network(text: &str) -> Result<IpNet, Wrong> {
+    let one = text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>().or(one).map_err(|_| {
+        wrong(format!("`{}` is no network", shown(text)))
+            .write("an address, or a network as in 10.0.0.0/8 or fd00::/8")
+    })
 }
 
 /// `true` or `false`
@@ -143,6 +161,22 @@ pub(super) fn alias(text: &str) -> Result<String, Wrong> {
 }
 
 /// A pattern of repository names, as `globset` reads it.
+/// A glob over tags, which may have capital letters.
+pub(super) fn tag_glob(text: &str) -> Result<String, Wrong> {
+    let instead = "a tag, with * for any part of it, as in v*";
+    let cannot_be = |c: char| c.is_whitespace() || c == ':' || c == '/';
+    if text.is_empty() || text.contains(cannot_be) {
+        return Err(wrong(format!("`{}` matches no tag", shown(text))).write(instead));
+    }
+    match globset::Glob::new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => {
+            let error = error.kind();
+            Err(wrong(format!("`{}` is not a pattern ({error})", shown(text))).write(instead))
+        }
+    }
+}
+
 pub(super) fn glob(text: &str) -> Result<String, Wrong> {
     let instead = "a name, with * for any part of it, as in library/*";
     let cannot_be = |c: char| c.is_ascii_uppercase() || c.is_whitespace() || c == ':';

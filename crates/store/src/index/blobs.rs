@@ -14,7 +14,16 @@ use super::{Index, IndexError, content_id, to_millis};
 #[derive(Clone, Debug)]
 pub(crate) struct Manifest {
     pub(crate) media_type: String,
-    pub(crate) children: Vec<Digest>,
+    pub(crate) references: References,
+}
+
+/// What a manifest refers to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    /// What may be served wherever the manifest is: its blobs and manifests.
+    pub children: Vec<Digest>,
+    /// What it is about; a signature's image, say.
+    pub subject: Option<Digest>,
 }
 
 /// A blob that may not survive a loss of power.
@@ -71,12 +80,8 @@ impl Index {
         let repository = repository_id(connection, repository).await?;
         put_member(connection, repository, content).await?;
         if let Some(manifest) = manifest {
-            sqlx::query("INSERT OR REPLACE INTO manifests (content, media_type) VALUES (?, ?)")
-                .bind(content)
-                .bind(&manifest.media_type)
-                .execute(&mut *connection)
-                .await?;
-            for child in &manifest.children {
+            put_manifest(connection, content, manifest).await?;
+            for child in &manifest.references.children {
                 let child = content_id(connection, child).await?;
                 put_member(connection, repository, child).await?;
             }
@@ -210,6 +215,24 @@ impl Index {
         .await?;
         Ok(total.cast_unsigned())
     }
+}
+
+async fn put_manifest(
+    connection: &mut SqliteConnection,
+    content: i64,
+    manifest: &Manifest,
+) -> sqlx::Result<()> {
+    let subject = match &manifest.references.subject {
+        Some(subject) => Some(content_id(connection, subject).await?),
+        None => None,
+    };
+    sqlx::query("INSERT OR REPLACE INTO manifests (content, media_type, subject) VALUES (?, ?, ?)")
+        .bind(content)
+        .bind(&manifest.media_type)
+        .bind(subject)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// Puts one row into `blobs`; returns the bytes that were not counted before.

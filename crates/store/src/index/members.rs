@@ -25,6 +25,55 @@ impl Index {
         Ok(row.is_some())
     }
 
+    /// At most `limit` manifests of `repository` whose subject is `subject`, those stored first
+    /// coming first.
+    pub(crate) async fn referrers(
+        &self,
+        repository: &Named,
+        subject: &Digest,
+        limit: u32,
+    ) -> Result<Vec<Digest>, IndexError> {
+        let rows: Vec<(String,)> = sqlx::query_as(
+            "SELECT contents.digest FROM manifests \
+             JOIN contents ON contents.id = manifests.content \
+             JOIN members ON members.content = manifests.content \
+             WHERE subject = (SELECT id FROM contents WHERE digest = ?) \
+               AND repository = (SELECT id FROM repositories WHERE host = ? AND name = ?) \
+             ORDER BY manifests.content LIMIT ?",
+        )
+        .bind(subject.to_string())
+        .bind(repository.host.as_str())
+        .bind(repository.repository.as_str())
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(rows.into_iter().filter_map(|(digest,)| digest.parse().ok()).collect())
+    }
+
+    /// At most `limit` repositories that have a stored manifest, after `last`, in the byte order of
+    /// `host/name`.
+    pub(crate) async fn repositories(
+        &self,
+        last: &str,
+        limit: u32,
+    ) -> Result<Vec<Named>, IndexError> {
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "SELECT host, name FROM repositories \
+             WHERE host || '/' || name > ? AND EXISTS ( \
+               SELECT 1 FROM members JOIN manifests ON manifests.content = members.content \
+               WHERE members.repository = repositories.id) \
+             ORDER BY host || '/' || name LIMIT ?",
+        )
+        .bind(last)
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await?;
+        let named = |(host, name): (String, String)| {
+            Some(Named { host: host.parse().ok()?, repository: name.parse().ok()? })
+        };
+        Ok(rows.into_iter().filter_map(named).collect())
+    }
+
     pub(crate) async fn put_member(
         &self,
         repository: &Named,

@@ -1,7 +1,7 @@
 //! What goes when there is more than the budget allows, and what stays.
 
 use larder_core::Digest;
-use larder_store::Store;
+use larder_store::{References, Store};
 
 use crate::home::{Home, close, commit, content, read, read_all, repository, staged, try_commit};
 
@@ -90,8 +90,8 @@ async fn an_evicted_manifest_is_not_found_and_can_be_stored_again() {
     let digest = Digest::sha256_of(&bytes);
     let child = Digest::sha256_of(b"child");
     let put = async |store: &Store| {
-        let children = std::slice::from_ref(&child);
-        store.put_manifest(&named, &digest, "x/y", bytes.clone(), children).await.unwrap()
+        let references = References { children: vec![child.clone()], subject: None };
+        store.put_manifest(&named, &digest, "x/y", bytes.clone(), references).await.unwrap()
     };
     put(&store).await;
     close(store).await;

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use larder_core::Digest;
+use larder_store::References;
 
 use crate::home::{Home, close, commit, content, repository, staged};
 
@@ -32,7 +33,8 @@ async fn a_manifest_that_nobody_waits_for_is_whole_or_nothing() {
         let store = home.open().await;
         let (bytes, named) = (content(1, 1000), repository("ghcr.io/a/b"));
         let digest = Digest::sha256_of(&bytes);
-        abandon_after(n_polls, store.put_manifest(&named, &digest, "x/y", bytes, &[])).await;
+        let none = References::default();
+        abandon_after(n_polls, store.put_manifest(&named, &digest, "x/y", bytes, none)).await;
         store.close().await;
         home.assert_agrees_with(&store).await;
     }

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use larder_core::Digest;
+use larder_store::References;
 
 use crate::home::{Home, commit, content, read, repository, staged};
 
@@ -51,7 +52,8 @@ async fn within_the_limit_a_prefix_is_given_back() {
 
     let small = commit(&store, &content(2, 1000)).await;
     assert_eq!(read(&store, &small).await.unwrap().len(), 1000);
-    let manifest = store.put_manifest(&repository("ghcr.io/a/b"), &digest, "x/y", bytes, &[]).await;
+    let (named, none) = (repository("ghcr.io/a/b"), References::default());
+    let manifest = store.put_manifest(&named, &digest, "x/y", bytes, none).await;
     assert!(manifest.is_err());
     drop(error);
     store.close().await;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use larder_core::Digest;
-use larder_store::{CommitError, Store, StoredManifest};
+use larder_store::{CommitError, References, Store, StoredManifest};
 
 use crate::home::{Home, close, commit, content, repository};
 
@@ -59,7 +59,8 @@ async fn bytes_that_are_not_the_named_manifest_are_refused() {
     let home = Home::new();
     let store = home.open().await;
     let (named, digest) = (repository("ghcr.io/a/b"), name(1));
-    let put = store.put_manifest(&named, &digest, MEDIA_TYPE, content(2, 10), &[]);
+    let none = References::default();
+    let put = store.put_manifest(&named, &digest, MEDIA_TYPE, content(2, 10), none);
     let error = put.await.unwrap_err();
     assert!(matches!(error, CommitError::Digest { .. }), "{error}");
     assert!(store.manifest(&digest).await.unwrap().is_none());
@@ -114,7 +115,8 @@ async fn put(
 ) -> Arc<StoredManifest> {
     let digest = Digest::sha256_of(bytes);
     let named = repository(named);
-    store.put_manifest(&named, &digest, MEDIA_TYPE, bytes.clone(), children).await.unwrap()
+    let references = References { children: children.to_vec(), subject: None };
+    store.put_manifest(&named, &digest, MEDIA_TYPE, bytes.clone(), references).await.unwrap()
 }
 
 fn name(seed: u64) -> Digest {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use larder_core::Digest;
-use larder_store::Store;
+use larder_store::{References, Store};
 use tokio::task::JoinSet;
 
 use crate::home::{Home, close, commit, content, read, read_all, repository, staged, try_commit};
@@ -139,7 +139,13 @@ async fn act_at_random(store: Store, mut chance: Chance) {
             3 => staged(&store, &bytes, half).await.park().await.unwrap(),
             4 => drop(staged(&store, &bytes, half).await.commit(None, &named).await.unwrap_err()),
             5 => {
-                let put = store.put_manifest(&named, &digest, "x/y", bytes.clone(), &[]);
+                let put = store.put_manifest(
+                    &named,
+                    &digest,
+                    "x/y",
+                    bytes.clone(),
+                    References::default(),
+                );
                 drop(put.await.unwrap());
             }
             6 => {

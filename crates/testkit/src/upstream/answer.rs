@@ -128,7 +128,7 @@ impl<'a> Place<'a> {
                 None => Answer::error(404, "NAME_UNKNOWN"),
             },
             "referrers" => match shelf.manifests(self.repository) {
-                Some(manifests) => answer_referrers(self.last, &manifests),
+                Some(manifests) => answer_referrers(self, request, &manifests),
                 None => Answer::error(404, "NAME_UNKNOWN"),
             },
             _ => Answer::error(404, "NAME_UNKNOWN"),
@@ -222,7 +222,12 @@ fn answer_tags(repository: &str, request: &Request, tags: &[String]) -> Answer {
     }
 }
 
-fn answer_referrers(subject: &str, manifests: &[Content]) -> Answer {
+/// How many referrers are on one page: few, so that clients have to ask for more.
+const REFERRERS: usize = 4;
+
+/// Those after `last` that are about `place`, with a `Link` when there are more.
+fn answer_referrers(place: &Place<'_>, request: &Request, manifests: &[Content]) -> Answer {
+    let subject = place.last;
     let referrers = manifests.iter().filter_map(|manifest| {
         let fields: Value = serde_json::from_slice(&manifest.bytes).ok()?;
         let is_about = fields["subject"]["digest"].as_str() == Some(subject);
@@ -236,8 +241,19 @@ fn answer_referrers(subject: &str, manifests: &[Content]) -> Answer {
         })
     });
     let referrers: Vec<Value> = referrers.collect();
-    let index =
-        json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": referrers });
-    Answer { headers: Vec::new(), ..Answer::json(200, &index) }
-        .with("content-type", media::OCI_INDEX)
+    let last = query_value(request.query.as_deref(), "last");
+    let is_last = |it: &Value| it["digest"].as_str() == last.as_deref();
+    let begin = referrers.iter().position(is_last).map_or(0, |position| position + 1);
+    let page = &referrers[begin..];
+    let (page, has_more) = (&page[..page.len().min(REFERRERS)], page.len() > REFERRERS);
+    let index = json!({ "schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": page });
+    let answer = Answer { headers: Vec::new(), ..Answer::json(200, &index) }
+        .with("content-type", media::OCI_INDEX);
+    match page.last().and_then(|last| last["digest"].as_str()) {
+        Some(last) if has_more => {
+            let path = format!("/v2/{}/referrers/{subject}", place.repository);
+            answer.with("link", format!("<{path}?last={last}>; rel=\"next\""))
+        }
+        _ => answer,
+    }
 }

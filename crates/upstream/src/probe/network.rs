@@ -26,6 +26,7 @@ use url::Url;
 
 use super::{Certificate, Failed, Found, Outcome, Verdict, table, tls_cause, with_causes};
 use crate::error::SetupError;
+use crate::reach::Reach;
 use crate::settings::{Settings, without_secrets};
 use crate::tls;
 
@@ -45,9 +46,10 @@ pub(super) fn proxy_of(settings: &Settings, url: &Url) -> Option<String> {
 
 /// What stands between us and `url`. The HTTP client decides by the same rules.
 fn intercept(settings: &Settings, url: &Url) -> Option<Intercept> {
-    let matcher = match &settings.proxy {
-        Some(proxy) => Matcher::builder().all(proxy.as_str()).build(),
-        None => Matcher::from_system(),
+    let matcher = match (&settings.proxy, &settings.reach) {
+        (Some(proxy), _) => Matcher::builder().all(proxy.as_str()).build(),
+        (None, Reach::Anywhere) => Matcher::from_system(),
+        (None, Reach::Public { .. }) => return None,
     };
     matcher.intercept(&url.as_str().parse().ok()?)
 }
@@ -65,6 +67,8 @@ pub(super) struct Route {
     port: u16,
     /// How error texts name that.
     who: String,
+    /// Where it may be.
+    reach: Reach,
 }
 
 impl Route {
@@ -91,7 +95,11 @@ impl Route {
             Some(_) => format!("the proxy {host}:{port}"),
             None => format!("{host}:{port}"),
         };
-        Self { url, proxy, host, port, who }
+        let reach = match proxy {
+            Some(_) => Reach::Anywhere,
+            None => settings.reach.clone(),
+        };
+        Self { url, proxy, host, port, who, reach }
     }
 
     /// Looks up whom to connect to.
@@ -109,6 +117,15 @@ impl Route {
             }
         };
         addresses.dedup();
+        let n_found = addresses.len();
+        addresses.retain(|address| self.reach.allows(*address));
+        if addresses.len() < n_found && addresses.is_empty() {
+            let what = format!("{host} is not on the public internet");
+            return Err(Failed::new(
+                what,
+                "name it as an upstream of its own, or list its network in `addresses`",
+            ));
+        }
         if addresses.is_empty() {
             let what = format!("{host} has no address");
             return Err(Failed::new(what, "look at the name, and at its records"));

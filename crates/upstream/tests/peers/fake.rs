@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Response, StatusCode, Uri};
 use larder_core::media::Accept;
 use larder_core::{Digest, Reference, Repository};
-use larder_upstream::{Client, Credentials, Observer, Settings, Url};
+use larder_upstream::{Client, Credentials, Observer, Reach, Settings, Url};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -203,6 +203,9 @@ pub(crate) fn settings(urls: &[&Url]) -> Settings {
         client_certificate: None,
         insecure_skip_verify: false,
         connect_timeout: Duration::from_secs(10),
+        reach: Reach::Anywhere,
+        max_requests: 64,
+        max_rate: None,
         read_timeout: Duration::from_secs(10),
     }
 }

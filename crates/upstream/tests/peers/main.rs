@@ -8,6 +8,7 @@ mod bodies;
 mod docker_registry;
 mod fake;
 mod http2;
+mod limits;
 mod proxies;
 mod redirects;
 mod retries;

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::Access;
+use crate::config::{Access, TagFreshness};
 
 /// The files that configurations here may name.
 static FILES: LazyLock<BTreeMap<PathBuf, String>> = LazyLock::new(|| {
@@ -74,6 +75,10 @@ fn every_key_is_understood() {
         client_key = "key.pem"
         insecure_skip_verify = true
         parallel = 4
+        tags = [{ match = "v*", freshness = "forever" }, { match = "latest", freshness = "5s" }]
+        read_timeout = "10s"
+        max_requests = 20
+        max_rate = 5
         allow = ["library/*"]
         deny = "library/secret"
         description = "Docker Hub"
@@ -99,6 +104,10 @@ fn every_key_is_understood() {
         (Duration::ZERO, Duration::from_millis(500))
     );
     assert_eq!((upstream.access, upstream.parallel), (Access::Shared, 4));
+    let forever = TagFreshness { matching: "v*".to_owned(), freshness: Duration::MAX };
+    assert_eq!((upstream.tags.len(), &upstream.tags[0]), (2, &forever));
+    assert_eq!(upstream.read_timeout, Duration::from_secs(10));
+    assert_eq!((upstream.max_requests, upstream.max_rate), (20, NonZeroU32::new(5)));
     assert!(upstream.serve_deleted && upstream.insecure_skip_verify);
     assert_eq!(upstream.ca, Some(PathBuf::from("cert.pem")));
     let client_certificate = upstream.client_certificate.as_ref().unwrap();
@@ -232,7 +241,7 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         ),
         (
             "[upstreams.\"https://ghcr.io\"]",
-            "1: upstreams.\"https://ghcr.io\": `https://ghcr.io` is not a registry's host; write HOST, HOST:PORT, or * for a whole label as in *.gcr.io",
+            "1: upstreams.\"https://ghcr.io\": `https://ghcr.io` is not a registry's host; write HOST, HOST:PORT, * for a whole label as in *.gcr.io, or * alone for any host",
         ),
         (
             "[upstreams.hub]",
@@ -296,7 +305,31 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         ),
         (
             "[upstreams.\"x.io\"]\nparallel = 17",
-            "2: upstreams.\"x.io\".parallel: must be a whole number of connections; write 1 to 16",
+            "2: upstreams.\"x.io\".parallel: must be a whole number; write 1 to 16",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nmax_rate = 0",
+            "2: upstreams.\"x.io\".max_rate: must be a whole number; write 1 to 100000",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nread_timeout = \"1h\"",
+            "2: upstreams.\"x.io\".read_timeout: `1h` is too short or too long; write 1s to 5m",
+        ),
+        (
+            "[upstreams.\"x.io\"]\ntags = [{ match = \"v*\" }]",
+            "2: upstreams.\"x.io\".tags[0]: must say which tags, and how long their answers count; write { match = \"v*\", freshness = \"forever\" }",
+        ),
+        (
+            "[upstreams.\"x.io\"]\naddresses = \"10.0.0.0/8\"",
+            "2: upstreams.\"x.io\".addresses: only the upstream \"*\" is kept from private addresses; remove it: this one may be anywhere",
+        ),
+        (
+            "[upstreams.\"*\"]\naddresses = \"10.0.0.0/33\"",
+            "2: upstreams.\"*\".addresses: `10.0.0.0/33` is no network; write an address, or a network as in 10.0.0.0/8 or fd00::/8",
+        ),
+        (
+            "[upstreams.\"*\"]\ncredentials = { username = \"u\", password = \"p\" }",
+            "2: upstreams.\"*\".credentials: would be shown to every registry that anybody asks for; write { docker_config }, which has a login for each registry",
         ),
         (
             "[upstreams.\"x.io\"]\nca = \"absent\"",
