@@ -104,6 +104,26 @@ async fn a_redirected_body_that_is_cut_is_resumed() {
 }
 
 #[tokio::test]
+async fn a_signed_address_that_runs_out_in_mid_body_is_asked_for_anew() {
+    let (upstream, _) = upstream_with_image(bearer()).await;
+    let image = Image::random(3, &[8 << 20]);
+    upstream.push(REPOSITORY, "3", &image);
+    let layer = &image.layers[0];
+    let storage = || On::blobs().at(Listener::Storage);
+    upstream.fault(On::blobs().at(Listener::Registry), Fault::Redirect);
+    upstream.fault(storage().times(1), Fault::CutAfter(3 << 20));
+    // Each address is given out by the registry, and the second one is good no more.
+    upstream.fault(storage().sparing(1).times(1), Fault::Status(403));
+    let larder = password_in_config(&upstream).start().await;
+    larder.get(&blob_path(&layer.digest)).await.expect_body(&layer.bytes).await.unwrap();
+    let n_asked = |which| {
+        upstream.count(|it| it.listener == which && it.path.contains(&layer.digest.to_string()))
+    };
+    assert_eq!((n_asked(Listener::Registry), n_asked(Listener::Storage)), (3, 3));
+    assert_eq!(upstream.bytes_sent(&layer.digest), 8 << 20);
+}
+
+#[tokio::test]
 async fn a_clients_own_credential_is_not_passed_on() {
     let (upstream, image) = upstream_with_image(basic()).await;
     let larder = password_in_config(&upstream).start().await;

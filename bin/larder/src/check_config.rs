@@ -19,7 +19,7 @@ pub(crate) fn run(command: &CheckConfig, matches: &ArgMatches) -> Result<(), Fai
         Ok(config) => print(&format!("ok: {} upstreams", config.upstreams.len())),
         Err(Failure::Configuration(mistakes)) if command.json => {
             print(&wrong(&mistakes).to_string())?;
-            Err(Failure::Said)
+            Err(Failure::Said(2))
         }
         Err(failure) => Err(failure),
     }

@@ -5,7 +5,7 @@ use clap_complete::Shell;
 use larder_process::logs;
 
 use crate::bench;
-use crate::settings::Settings;
+use crate::settings::{Settings, Sources};
 
 /// Keeps container images close to the nodes that run them.
 #[derive(Debug, Parser)]
@@ -20,8 +20,11 @@ pub(crate) enum Command {
     /// Serve images: those in the store, and those of upstreams on their way into it
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
-    /// Say everything that is wrong with a configuration
+    /// Say what works and what does not between here and an upstream
     #[command(after_help = CHECK_HELP)]
+    Check(Check),
+    /// Say everything that is wrong with a configuration
+    #[command(after_help = CHECK_CONFIG_HELP)]
     CheckConfig(CheckConfig),
     /// Measure larder beside docker-registry and nginx on this machine
     #[command(after_help = BENCH_HELP)]
@@ -43,6 +46,16 @@ Flags override variables, and variables override the file.
 SIGTERM and SIGINT stop: what is being sent is finished first. A second one ends at once.";
 
 const CHECK_HELP: &str = "\
+Each address of the upstream is tested by itself, step by step: name, connection, proxy, TLS, registry,
+credentials, and with an IMAGE its manifest and the first byte of a layer:
+
+    larder check docker.io library/alpine:3.20
+    larder check --config larder.toml registry.example.com team/app:1
+
+Nothing is stored. Exits with 0 if everything works, with 1 if something does not, and says then what
+to do about it.";
+
+const CHECK_CONFIG_HELP: &str = "\
 Prints `ok: N upstreams`, or one line for each mistake and exits with 2:
 
     larder.toml:12: upstreams.\"ghcr.io\".freshness: `60` is not a duration; write it with its
@@ -70,6 +83,29 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "LEVEL", default_value_t)]
     #[arg(env = "LARDER_LOG", hide_env_values = true)]
     pub(crate) log_level: logs::Filter,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Check {
+    /// The upstream: its host as in image names, or its alias
+    #[arg(value_name = "HOST")]
+    pub(crate) host: String,
+
+    /// An image of it to ask for: NAME, NAME:TAG or NAME@DIGEST
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) sources: Sources,
+
+    /// The longest that one step may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) timeout: u64,
+
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -124,7 +160,7 @@ mod tests {
     fn every_flag_and_variable_is_in_the_document() {
         let document = include_str!("../../../docs/configuration.md");
         let command = Cli::command();
-        for name in ["serve", "check-config"] {
+        for name in ["serve", "check", "check-config"] {
             let command = command.find_subcommand(name).unwrap();
             for argument in command.get_arguments() {
                 let Some(flag) = argument.get_long().filter(|it| *it != "help") else { continue };

@@ -12,8 +12,8 @@ pub(crate) enum Failure {
     Configuration(Vec<Mistake>),
     /// The command cannot be meant like this. Exit code 2.
     Usage(anyhow::Error),
-    /// It has been said already. Exit code 2.
-    Said,
+    /// It has been said already. The exit code.
+    Said(u8),
     /// Something did not work. Exit code 1.
     Failed(anyhow::Error),
 }
@@ -31,7 +31,7 @@ impl Failure {
                 (mistakes.iter().map(|mistake| format!("{mistake}\n")).collect(), 2)
             }
             Self::Usage(error) => (format!("error: {error:#}\n"), 2),
-            Self::Said => (String::new(), 2),
+            Self::Said(code) => (String::new(), code),
             Self::Failed(error) => (format!("error: {error:#}\n"), 1),
         };
         // There is nobody left to tell that stderr is closed.

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration.
 
 mod bench;
+mod check;
 mod check_config;
 mod cli;
 mod failure;
@@ -33,6 +34,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let (_, matches) = matches.subcommand().expect("clap requires a command");
     match cli.command {
         Command::Serve(command) => serve::run(&command, matches),
+        Command::Check(command) => check::run(&command, matches),
         Command::CheckConfig(command) => check_config::run(&command, matches),
         Command::Bench(args) => bench::run(args),
         Command::Completion { shell } => {

@@ -12,11 +12,23 @@ use larder_registry::config::{
 
 use crate::failure::Failure;
 
+/// Where a configuration comes from, as far as it is about upstreams.
 #[derive(Args, Debug)]
-pub(crate) struct Settings {
+pub(crate) struct Sources {
     /// The configuration, TOML
     #[arg(long, value_name = "FILE", env = "LARDER_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
+
+    /// Where an upstream is asked; can be given several times
+    #[arg(long, value_name = "HOST=URL", env = "LARDER_UPSTREAM", hide_env_values = true)]
+    #[arg(value_delimiter = ',')]
+    upstream: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Settings {
+    #[command(flatten)]
+    sources: Sources,
 
     /// Where to serve images, and which upstream is meant by a request that names none; can be
     /// given several times [default: 127.0.0.1:5000]
@@ -31,11 +43,6 @@ pub(crate) struct Settings {
     /// The directory of the store [default: ~/.local/share/larder]
     #[arg(long, value_name = "DIRECTORY", env = "LARDER_DATA", hide_env_values = true)]
     data: Option<String>,
-
-    /// Where an upstream is asked; can be given several times
-    #[arg(long, value_name = "HOST=URL", env = "LARDER_UPSTREAM", hide_env_values = true)]
-    #[arg(value_delimiter = ',')]
-    upstream: Vec<String>,
 
     /// The upstream that is meant by a request that names none [default: docker.io]
     #[arg(long, value_name = "HOST", env = "LARDER_DEFAULT_UPSTREAM", hide_env_values = true)]
@@ -59,16 +66,23 @@ pub(crate) struct Settings {
     tls_key: Option<String>,
 }
 
-impl Settings {
-    /// Reads the file, and what overrides it. `matches` knows what came by which way.
+impl Sources {
+    /// Reads the file, and what overrides its upstreams. `matches` knows what came by which way.
     pub(crate) fn read(&self, matches: &ArgMatches) -> Result<Config, Failure> {
+        self.read_with(Overrides { upstreams: self.upstreams(matches), ..Overrides::default() })
+    }
+
+    fn upstreams(&self, matches: &ArgMatches) -> Vec<Given> {
+        let origin = origin(matches, "upstream");
+        let given = |text: &String| Given { origin: origin.clone(), text: text.clone() };
+        self.upstream.iter().map(given).collect()
+    }
+
+    fn read_with(&self, overrides: Overrides) -> Result<Config, Failure> {
         let (name, text) = self.file()?;
         let variable = |name: &str| env::var(name).ok();
-        let environment = Environment {
-            overrides: self.overrides(matches),
-            default_data: default_data(variable),
-            files: &Disk,
-        };
+        let environment =
+            Environment { overrides, default_data: default_data(variable), files: &Disk };
         config::parse(&text, &name, &environment).map_err(Failure::Configuration)
     }
 
@@ -83,6 +97,13 @@ impl Settings {
         let text = text.with_context(|| format!("reading the configuration {name}"));
         Ok((name, text.map_err(Failure::Usage)?))
     }
+}
+
+impl Settings {
+    /// Reads the file, and what overrides it. `matches` knows what came by which way.
+    pub(crate) fn read(&self, matches: &ArgMatches) -> Result<Config, Failure> {
+        self.sources.read_with(self.overrides(matches))
+    }
 
     fn overrides(&self, matches: &ArgMatches) -> Overrides {
         let given =
@@ -91,11 +112,10 @@ impl Settings {
         let all = |id, texts: &[String]| texts.iter().map(|text| given(id, text)).collect();
         // Whole, so that a flag that nobody uses does not compile.
         let Self {
-            config: _,
+            sources,
             listen,
             admin,
             data,
-            upstream,
             default_upstream,
             budget,
             offline,
@@ -105,7 +125,7 @@ impl Settings {
         Overrides {
             listen: all("listen", listen),
             data: one("data", data),
-            upstreams: all("upstream", upstream),
+            upstreams: sources.upstreams(matches),
             admin: one("admin", admin),
             tls_cert: one("tls_cert", tls_cert),
             tls_key: one("tls_key", tls_key),

@@ -9,6 +9,7 @@
 //! ```
 
 mod builtin;
+mod certificate;
 mod document;
 mod files;
 mod mistake;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use larder_core::address::HostPattern;
-use larder_upstream::Credentials;
+use larder_upstream::{ClientCertificate, Credentials};
 use url::Url;
 
 pub use files::{Disk, Files};
@@ -118,6 +119,9 @@ pub struct Upstream {
     /// A PEM file of certificate authorities that upstream may be signed by, besides the
     /// system's. Could be read, and has a certificate in it.
     pub ca: Option<PathBuf>,
+    /// What is shown to an upstream that asks for our certificate: files that could be read and
+    /// belong together.
+    pub client_certificate: Option<ClientCertificate>,
     /// Whether upstream's certificate is not checked at all.
     pub insecure_skip_verify: bool,
     /// The most bytes this upstream's content may take. `None` in this version: the key is

@@ -31,6 +31,7 @@ mod fills;
 mod flights;
 mod manifests;
 mod metrics;
+pub mod probe;
 mod referrers;
 mod refusal;
 mod respond;

@@ -200,27 +200,8 @@ fn glob_set<'a>(globs: impl IntoIterator<Item = &'a String>) -> Result<GlobSet, 
 impl Upstream {
     fn new(settings: &Arc<Settings>, host: &Host) -> Result<Self, SetupUpstreamError> {
         let config = &settings.config;
-        let urls = match config.urls.is_empty() {
-            true => vec![default_url(host)],
-            false => config.urls.clone(),
-        };
         let client = Client::new(
-            larder_upstream::Settings {
-                host: host.clone(),
-                urls,
-                credentials: config.credentials.clone(),
-                proxy: config.proxy.clone(),
-                ca: config.ca.clone(),
-                insecure_skip_verify: config.insecure_skip_verify,
-                connect_timeout: CONNECT_TIMEOUT,
-                read_timeout: config.read_timeout,
-                reach: match config.host.is_any() {
-                    true => Reach::Public { besides: config.addresses.clone() },
-                    false => Reach::Anywhere,
-                },
-                max_requests: config.max_requests,
-                max_rate: config.max_rate,
-            },
+            client_settings(config, host),
             Arc::clone(&settings.metrics) as Arc<dyn larder_upstream::Observer>,
         );
         let client = client.map_err(|source| SetupUpstreamError::Client {
@@ -228,6 +209,31 @@ impl Upstream {
             source,
         })?;
         Ok(Self { settings: Arc::clone(settings), client, standing: Standing::default() })
+    }
+}
+
+/// How `host`, which is `config`'s or one of those it stands for, is asked.
+pub(crate) fn client_settings(config: &config::Upstream, host: &Host) -> larder_upstream::Settings {
+    let urls = match config.urls.is_empty() {
+        true => vec![default_url(host)],
+        false => config.urls.clone(),
+    };
+    larder_upstream::Settings {
+        host: host.clone(),
+        urls,
+        credentials: config.credentials.clone(),
+        proxy: config.proxy.clone(),
+        ca: config.ca.clone(),
+        client_certificate: config.client_certificate.clone(),
+        insecure_skip_verify: config.insecure_skip_verify,
+        connect_timeout: CONNECT_TIMEOUT,
+        read_timeout: config.read_timeout,
+        reach: match config.host.is_any() {
+            true => Reach::Public { besides: config.addresses.clone() },
+            false => Reach::Anywhere,
+        },
+        max_requests: config.max_requests,
+        max_rate: config.max_rate,
     }
 }
 

@@ -124,6 +124,16 @@ pub enum SetupError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// A file of the client certificate cannot be read or understood, or its key is another one's.
+    #[error("reading the client certificate in {}", .path.display())]
+    ClientCertificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it. It does not show a key.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
     /// The TLS library refuses the settings.
     #[error("setting up TLS")]
     Tls(#[from] rustls::Error),

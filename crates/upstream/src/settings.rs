@@ -8,6 +8,7 @@ use std::time::Duration;
 use larder_core::Host;
 use url::Url;
 
+use crate::client_certificate::ClientCertificate;
 use crate::credentials::Credentials;
 use crate::error::SetupError;
 use crate::reach::Reach;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub proxy: Option<Url>,
     /// A file of PEM certificates that are trusted beside the system's.
     pub ca: Option<PathBuf>,
+    /// What is shown to a server that asks for our certificate in the TLS handshake.
+    pub client_certificate: Option<ClientCertificate>,
     /// Whether any certificate will do. Anybody on the way can then read the credentials.
     pub insecure_skip_verify: bool,
     /// Which addresses may be connected to. With a proxy it is the proxy that connects: only hosts
@@ -57,6 +60,7 @@ impl fmt::Debug for Settings {
             .field("credentials", &self.credentials)
             .field("proxy", &self.proxy.as_ref().map(without_secrets))
             .field("ca", &self.ca)
+            .field("client_certificate", &self.client_certificate)
             .field("insecure_skip_verify", &self.insecure_skip_verify)
             .field("reach", &self.reach)
             .field("max_requests", &self.max_requests)
@@ -162,6 +166,7 @@ mod tests {
             credentials: Credentials::Basic { username: "u".into(), password: "hunter2".into() },
             proxy: Some(Url::parse("http://p:hunter2@proxy:3128").unwrap()),
             ca: None,
+            client_certificate: None,
             insecure_skip_verify: false,
             reach: Reach::Anywhere,
             max_requests: 1,

@@ -10,7 +10,9 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tracing::warn;
 
+use crate::client_certificate::Identity;
 use crate::error::SetupError;
+use crate::settings::Settings;
 
 /// The system's certificate authorities, read once: every upstream has a client of its own, and
 /// parsing some 140 certificates for each of them adds up.
@@ -31,25 +33,34 @@ static SYSTEM_ROOTS: LazyLock<Vec<CertificateDer<'static>>> = LazyLock::new(|| {
 });
 
 /// The TLS settings of a client that speaks HTTP/2 and HTTP/1.1, and trusts the system's
-/// authorities and those in the file `ca`; or anybody, if `skip_verify`.
-pub(crate) fn client_config(
-    ca: Option<&Path>,
-    skip_verify: bool,
-) -> Result<ClientConfig, SetupError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+/// authorities and those in the file `ca`; or anybody, if certificates are not to be verified.
+/// Whoever asks for a client certificate is shown the one in `settings`.
+pub(crate) fn client_config(settings: &Settings) -> Result<ClientConfig, SetupError> {
+    let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?;
-    let mut config = if skip_verify {
-        let verifier = Arc::new(AnyCertificate(provider));
-        builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+    let builder = if settings.insecure_skip_verify {
+        let verifier = Arc::new(AnyCertificate(provider.clone()));
+        builder.dangerous().with_custom_certificate_verifier(verifier)
     } else {
-        builder.with_root_certificates(roots(ca)?).with_no_client_auth()
+        builder.with_root_certificates(roots(settings.ca.as_deref())?)
+    };
+    let mut config = match &settings.client_certificate {
+        Some(files) => {
+            let identity = Identity::load(files.clone(), provider)?;
+            builder.with_client_cert_resolver(Arc::new(identity))
+        }
+        None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, SetupError> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+pub(crate) fn roots(ca: Option<&Path>) -> Result<RootCertStore, SetupError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(SYSTEM_ROOTS.iter().cloned());
     if let Some(path) = ca {
@@ -62,16 +73,17 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, SetupError> {
     Ok(roots)
 }
 
-type AnyError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-fn certificates_in(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, AnyError> {
+/// The certificates in a PEM file, at least one.
+pub(crate) fn certificates_in(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, AnyError> {
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>()?;
     if found.is_empty() { Err("the file holds no certificate".into()) } else { Ok(found) }
 }
 
 /// Believes every certificate. That the other side has the certificate's key is still checked.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+pub(crate) struct AnyCertificate(pub(crate) Arc<CryptoProvider>);
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(

@@ -151,7 +151,7 @@ impl Transport {
         let mut headers = HeaderMap::new();
         // Digests are of the bytes as they are stored; an encoding would have to be undone.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let tls = tls::client_config(settings.ca.as_deref(), settings.insecure_skip_verify)?;
+        let tls = tls::client_config(settings)?;
         let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))

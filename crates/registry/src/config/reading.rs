@@ -6,16 +6,16 @@ use std::path::PathBuf;
 
 use larder_core::address::Directory;
 use larder_core::name::{DOCKER_HUB, Host};
-use larder_process::tls;
 use larder_upstream::MAX_URLS;
 use toml::de::DeTable;
 use url::Url;
 
+use super::certificate;
 use super::document::{Node, Section, Source, quoted};
 use super::files::Files;
 use super::mistake::{At, Located, Mistake, Mistakes, Place, Wrong, wrong};
 use super::overrides::{Given, Overrides};
-use super::upstream::{self, Configured, cannot_read, with_causes};
+use super::upstream::{self, Configured};
 use super::value::{self, shown};
 use super::{Budget, Config, Listener, TlsFiles, Upstream, builtin};
 
@@ -275,36 +275,8 @@ impl Draft {
     }
 
     fn check_tls(&self, files: &dyn Files, mistakes: &mut Mistakes) {
-        let (cert, key) = match (&self.tls_cert, &self.tls_key) {
-            (None, None) => return,
-            (Some(cert), Some(key)) => (cert, key),
-            (Some(cert), None) => {
-                let alone = wrong("a certificate alone is no use");
-                return mistakes.note(&cert.at, alone.advise("set its key with `tls_key`"));
-            }
-            (None, Some(key)) => {
-                let alone = wrong("a key alone is no use");
-                return mistakes.note(&key.at, alone.advise("set its certificate with `tls_cert`"));
-            }
-        };
-        let mut read = |file: &Located<PathBuf>| {
-            let path = &file.value;
-            let bytes =
-                files.read(path).map_err(|error| cannot_read(&path.display().to_string(), &error));
-            mistakes.keep(file.at.clone(), bytes).map(|it| it.value)
-        };
-        let (Some(cert_pem), Some(key_pem)) = (read(cert), read(key)) else { return };
-        if let Err(error) = tls::certificates(&cert.value, &cert_pem) {
-            return mistakes.note(&cert.at, wrong(with_causes(&error)));
-        }
-        let names = tls::Files { cert: cert.value.clone(), key: key.value.clone() };
-        if let Err(error) = tls::certified(&names, &cert_pem, &key_pem) {
-            let at = match &error {
-                tls::LoadError::Certificate { .. } | tls::LoadError::Mismatch { .. } => &cert.at,
-                _ => &key.at,
-            };
-            mistakes.note(at, wrong(with_causes(&error)));
-        }
+        let names = ["tls_cert", "tls_key"];
+        certificate::check(self.tls_cert.as_ref(), self.tls_key.as_ref(), names, files, mistakes);
     }
 
     fn upstreams(&self) -> impl Iterator<Item = &Upstream> {

@@ -8,9 +8,10 @@ use ipnet::IpNet;
 use larder_core::address::HostPattern;
 use larder_core::name::{DOCKER_HUB, Host};
 use larder_process::tls;
-use larder_upstream::{Credentials, Secret};
+use larder_upstream::{ClientCertificate, Credentials, Secret};
 use url::Url;
 
+use super::certificate;
 use super::document::{Node, Section};
 use super::files::Files;
 use super::mistake::{At, Located, Mistakes, Wrong, wrong};
@@ -58,6 +59,7 @@ impl Upstream {
             credentials: Credentials::Anonymous,
             proxy: None,
             ca: None,
+            client_certificate: None,
             insecure_skip_verify: false,
             quota: None,
             parallel: 1,
@@ -150,6 +152,7 @@ impl<'d> Reader<'d, '_> {
             credentials: credentials.as_ref().map_or(default.credentials, |it| it.value.clone()),
             proxy: self.text("proxy", |text| value::base_url(text, &PROXY)),
             ca: self.ca(),
+            client_certificate: self.client_certificate(),
             insecure_skip_verify: self.boolean("insecure_skip_verify"),
             quota: None,
             parallel: self.count("parallel", MAX_PARALLEL).unwrap_or(default.parallel),
@@ -277,6 +280,19 @@ impl<'d> Reader<'d, '_> {
             tls::certificates(&path, &bytes).map_err(|error| wrong(with_causes(&error)))?;
             Ok(path)
         })
+    }
+
+    fn client_certificate(&mut self) -> Option<ClientCertificate> {
+        let mut path = |key| {
+            let node = self.section.take(key)?;
+            let path = node.text().and_then(value::path);
+            self.mistakes.keep(node.at, path)
+        };
+        let (cert, key) = (path("client_cert"), path("client_key"));
+        let names = ["client_cert", "client_key"];
+        certificate::check(cert.as_ref(), key.as_ref(), names, self.files, self.mistakes);
+        let (cert, key) = cert.zip(key)?;
+        Some(ClientCertificate { cert: cert.value, key: key.value })
     }
 
     fn credentials(&mut self, host: &HostPattern) -> Option<Located<Credentials>> {

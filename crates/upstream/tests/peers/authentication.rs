@@ -32,6 +32,35 @@ async fn an_anonymous_token_is_asked_for_once_and_then_shown_unasked() {
 }
 
 #[tokio::test]
+async fn a_token_that_does_not_say_how_long_it_is_good_is_used_again() {
+    for answer in [r#"{"token":"t"}"#, r#"{"token":"t","expires_in":null}"#] {
+        let fake = registry(move |_| ok(answer)).await;
+        let client = client(&fake);
+        for _ in 0..3 {
+            client.manifest(&repository(), &tag(), &all()).await.unwrap();
+        }
+        assert_eq!(fake.count("/token"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_token_service_is_asked_at_its_whole_address_commas_included() {
+    let fake = Fake::start(|seen| match (seen.path(), seen.header("authorization")) {
+        ("/a,b/token", _) => ok(r#"{"token":"t"}"#),
+        (_, "Bearer t") => ok("{}"),
+        _ => {
+            let realm = format!("{}/a,b/token?x=1,2", seen.origin());
+            let challenge = format!(r#"Bearer realm="{realm}",service="one, \"two\" ""#);
+            with(401, &[("www-authenticate", &challenge)], "")
+        }
+    })
+    .await;
+    client(&fake).manifest(&repository(), &tag(), &all()).await.unwrap();
+    let query = "x=1,2&service=one%2C+%22two%22+&scope=repository%3Ateam%2Fapp%3Apull";
+    assert_eq!(fake.log()[1], format!("GET /a,b/token?{query}"));
+}
+
+#[tokio::test]
 async fn a_password_goes_to_the_token_service_and_not_to_the_registry() {
     let fake = registry(|_| ok(r#"{"access_token":"t"}"#)).await;
     client_with(&fake, "u", "p").head_manifest(&repository(), &tag(), &all()).await.unwrap();

@@ -122,7 +122,12 @@ async fn an_encoded_body_is_refused() {
         with(200, &[("content-encoding", "gzip")], "\x1f")
     })
     .await;
-    let error = client(&fake).blob(&repository(), &digest(), None).await;
+    let client = client(&fake);
+    let error = client.blob(&repository(), &digest(), None).await;
+    assert!(matches!(error, Err(Error::Protocol(_))), "{error:?}");
+    let error = client.manifest(&repository(), &tag(), &all()).await;
+    assert!(matches!(error, Err(Error::Protocol(_))), "{error:?}");
+    let error = client.tags(&repository(), None, None).await;
     assert!(matches!(error, Err(Error::Protocol(_))), "{error:?}");
 }
 

@@ -200,6 +200,7 @@ pub(crate) fn settings(urls: &[&Url]) -> Settings {
         credentials: Credentials::Anonymous,
         proxy: None,
         ca: None,
+        client_certificate: None,
         insecure_skip_verify: false,
         connect_timeout: Duration::from_secs(10),
         reach: Reach::Anywhere,

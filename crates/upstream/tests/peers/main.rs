@@ -7,6 +7,7 @@ mod authentication;
 mod bodies;
 mod docker_registry;
 mod fake;
+mod http2;
 mod limits;
 mod proxies;
 mod redirects;

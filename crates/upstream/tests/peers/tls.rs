@@ -10,13 +10,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use larder_upstream::{Client, Error, Settings, SetupError, Url};
+use larder_upstream::{Client, ClientCertificate, Error, Settings, SetupError, Url};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::fake::*;
 
@@ -68,6 +69,48 @@ fn a_file_without_certificates_is_refused_at_the_start() {
     assert!(matches!(new(), SetupError::Ca { .. }));
 }
 
+#[tokio::test]
+async fn a_server_that_demands_our_certificate_is_shown_it() {
+    let ours = rcgen::generate_simple_self_signed(["larder".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, ours.cert.pem()).unwrap();
+    std::fs::write(&key, ours.signing_key.serialize_pem()).unwrap();
+    let server = Server::start_for(Some(ours.cert.der()), |_| ok("{}")).await;
+
+    let client = server.client(|settings, ca| settings.ca = Some(ca));
+    let error = client.manifest(&repository(), &tag(), &all()).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    for skip_verify in [false, true] {
+        let client = server.client(|settings, ca| {
+            settings.ca = Some(ca);
+            settings.insecure_skip_verify = skip_verify;
+            let (cert, key) = (cert.clone(), key.clone());
+            settings.client_certificate = Some(ClientCertificate { cert, key });
+        });
+        client.manifest(&repository(), &tag(), &all()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_certificate_of_somebody_else_is_not_accepted() {
+    let expected = rcgen::generate_simple_self_signed(["larder".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["larder".to_owned()]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, other.cert.pem()).unwrap();
+    std::fs::write(&key, other.signing_key.serialize_pem()).unwrap();
+    let server = Server::start_for(Some(expected.cert.der()), |_| ok("{}")).await;
+    let client = server.client(|settings, ca| {
+        settings.ca = Some(ca);
+        let (cert, key) = (cert.clone(), key.clone());
+        settings.client_certificate = Some(ClientCertificate { cert, key });
+    });
+    let error = client.manifest(&repository(), &tag(), &all()).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert_eq!(server.versions.lock().unwrap().len(), 0);
+}
+
 /// A server with a certificate of its own.
 struct Server {
     url: Url,
@@ -87,23 +130,21 @@ impl Server {
     async fn start(
         answer: impl Fn(&Request<Incoming>) -> Response<Body> + Send + Sync + 'static,
     ) -> Self {
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        Self::start_for(None, answer).await
+    }
+
+    /// A server for those whose certificate is `client`, or is signed by it; or for everyone.
+    async fn start_for(
+        client: Option<&CertificateDer<'static>>,
+        answer: impl Fn(&Request<Incoming>) -> Response<Body> + Send + Sync + 'static,
+    ) -> Self {
+        let (acceptor, pem) = acceptor(client);
         let dir = tempfile::tempdir().unwrap();
         let ca = dir.path().join("ca.pem");
-        std::fs::write(&ca, made.cert.pem()).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        std::fs::write(&ca, pem).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let versions: Arc<Mutex<Vec<Version>>> = Arc::default();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
         let task = tokio::spawn(serve(listener, acceptor, versions.clone(), Arc::new(answer)));
         Self { url: Url::parse(&url).unwrap(), versions, ca, _dir: dir, task }
     }
@@ -113,6 +154,29 @@ impl Server {
         change(&mut settings, self.ca.clone());
         client_of(settings)
     }
+}
+
+/// What a server on 127.0.0.1 speaks TLS with, and its certificate as PEM. If `client` is given, it
+/// is only for those whose certificate is that, or is signed by it.
+pub(crate) fn acceptor(client: Option<&CertificateDer<'static>>) -> (TlsAcceptor, String) {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let builder = match client {
+        None => builder.with_no_client_auth(),
+        Some(client) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(client.clone()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build().unwrap())
+        }
+    };
+    let mut config = builder.with_single_cert(vec![made.cert.der().clone()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    (TlsAcceptor::from(Arc::new(config)), made.cert.pem())
 }
 
 async fn serve(

@@ -71,6 +71,8 @@ fn every_key_is_understood() {
         credentials = { username = "u", password_file = "password" }
         proxy = "socks5://proxy.example.org:1080"
         ca = "cert.pem"
+        client_cert = "cert.pem"
+        client_key = "key.pem"
         insecure_skip_verify = true
         parallel = 4
         tags = [{ match = "v*", freshness = "forever" }, { match = "latest", freshness = "5s" }]
@@ -108,6 +110,8 @@ fn every_key_is_understood() {
     assert_eq!((upstream.max_requests, upstream.max_rate), (20, NonZeroU32::new(5)));
     assert!(upstream.serve_deleted && upstream.insecure_skip_verify);
     assert_eq!(upstream.ca, Some(PathBuf::from("cert.pem")));
+    let client_certificate = upstream.client_certificate.as_ref().unwrap();
+    assert_eq!(client_certificate.key, PathBuf::from("key.pem"));
     assert_eq!(upstream.proxy.as_ref().unwrap().as_str(), "socks5://proxy.example.org:1080");
     assert_eq!(
         (&*upstream.allow, &*upstream.deny),
@@ -334,6 +338,22 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         (
             "[upstreams.\"x.io\"]\nca = \"password\"",
             "2: upstreams.\"x.io\".ca: password has no certificate in it; it must be PEM (`-----BEGIN …-----`)",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nclient_cert = \"cert.pem\"",
+            "2: upstreams.\"x.io\".client_cert: a certificate alone is no use; set its key with `client_key`",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nclient_key = \"key.pem\"",
+            "2: upstreams.\"x.io\".client_key: a key alone is no use; set its certificate with `client_cert`",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nclient_cert = \"cert.pem\"\nclient_key = \"absent\"",
+            "3: upstreams.\"x.io\".client_key: reading `absent`: entity not found; write a path that can be read",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nclient_cert = \"cert.pem\"\nclient_key = \"other-key.pem\"",
+            "2: upstreams.\"x.io\".client_cert: the key in other-key.pem is not that of the first certificate in cert.pem",
         ),
         (
             "[upstreams.\"x.io\"]\nallow = \"A\"",
@@ -571,6 +591,8 @@ fn read_in_etc(text: &str) -> Result<Config, Vec<Mistake>> {
         (PathBuf::from("/etc/larder/tls.crt"), file("cert.pem")),
         (PathBuf::from("/etc/larder/tls.key"), file("key.pem")),
         (PathBuf::from("/etc/larder/ca.pem"), file("cert.pem")),
+        (PathBuf::from("/etc/larder/client.crt"), file("cert.pem")),
+        (PathBuf::from("/etc/larder/client.key"), file("key.pem")),
         (PathBuf::from("/etc/larder/password"), file("password")),
         (PathBuf::from("/etc/larder/config.json"), login.to_owned()),
     ]);
