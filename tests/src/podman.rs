@@ -6,7 +6,7 @@ use std::process::Command;
 
 use larder_core::Digest;
 
-use crate::process::{Ended, peer, run};
+use crate::process::{Ended, peer, run, run_unbounded};
 use crate::scratch::{Scratch, digests_below};
 
 /// Podman with storage and registries of its own.
@@ -39,8 +39,18 @@ impl Podman {
     ///
     /// If Podman is not installed; not if the pull fails.
     pub async fn pull(&self, reference: &str) -> Ended {
+        run(&mut self.pulling(reference)).await
+    }
+
+    /// The same. Whoever calls this bounds it.
+    pub async fn pull_unbounded(&self, reference: &str) -> Ended {
+        run_unbounded(&mut self.pulling(reference)).await
+    }
+
+    fn pulling(&self, reference: &str) -> Command {
         let mut command = self.command(&["pull", "--quiet", "--signature-policy"]);
-        run(command.arg(self.scratch.join("policy.json")).arg(reference)).await
+        command.arg(self.scratch.join("policy.json")).arg(reference);
+        command
     }
 
     /// The path and digest of every file in an image.
