@@ -41,6 +41,8 @@ impl Docker {
             "pidfile": scratch.join("dockerd.pid"),
             "storage-driver": "overlay2",
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            // Each may take as long as the program goes on trying; by default there are 5.
+            "max-download-attempts": 2,
             "bridge": "none",
             "iptables": false,
             "ip-forward": false,
