@@ -9,8 +9,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use larder_core::Digest;
 use larder_testkit::{Fault, Image, On};
-use larder_tests::Scene;
+use larder_tests::scene::{HOST, REPOSITORY};
+use larder_tests::{Containerd, Generation, Scene};
 use tokio::task::JoinSet;
 
 const PIECE: usize = 8 << 20;
@@ -34,6 +36,26 @@ async fn pieces_of_a_cold_blob_cost_a_slow_upstream_the_blob_once() {
     let slow = Fault::Dribble(256 << 10, Duration::from_millis(10));
     scene.upstream.fault(On::blobs().get(), slow);
     assert_pieces_are_right(&scene, &image).await;
+    assert_was_fetched_once(&scene, &image).await;
+}
+
+#[tokio::test]
+async fn containerd_in_pieces_costs_upstream_a_layer_once() {
+    let generation = Generation::V2_1 { fetch_buffer: PIECE as u64 };
+    if !generation.suite().has("containerd") {
+        return;
+    }
+    let scene = Scene::new().await;
+    let image = Image::from_seed(502).layers(&[N_PIECES * PIECE]).unpackable().build();
+    scene.upstream.push(REPOSITORY, "1", &image);
+    let slow = Fault::Dribble(256 << 10, Duration::from_millis(10));
+    scene.upstream.fault(On::blobs().get(), slow);
+    let containerd = Containerd::start_as(generation).await;
+    containerd.mirror(HOST, &scene.upstream.url(), &scene.larder.url(""));
+    let reference = format!("{HOST}/{REPOSITORY}:1");
+    containerd.pull(&reference).await.unwrap();
+    let files = containerd.files(&reference).await.into_values();
+    assert!(files.eq([Digest::sha256_of(&image.files[0].1)]));
     assert_was_fetched_once(&scene, &image).await;
 }
 
