@@ -39,9 +39,11 @@ impl Suite {
         let mut command = Command::new(&path);
         // Its own helpers go before the installed ones.
         let folders = std::env::var_os("PATH").unwrap_or_default();
-        let folders = path.parent().map(PathBuf::from).into_iter().chain(
-            std::env::split_paths(&folders).chain([PathBuf::from("/usr/sbin")]),
-        );
+        let folders = path
+            .parent()
+            .map(PathBuf::from)
+            .into_iter()
+            .chain(std::env::split_paths(&folders).chain([PathBuf::from("/usr/sbin")]));
         command.env("PATH", std::env::join_paths(folders).unwrap());
         command
     }

@@ -26,7 +26,8 @@ impl Chain {
         let image = Image::random(seed, &[SIZE, 1000]);
         origin.push(REPOSITORY, "1", &image);
         let far = default_of(&origin.url()).await;
-        let config = format!("[upstreams.\"{HOST}\"]\nurls = [\"{}\"]\nfreshness = \"0s\"", far.url(""));
+        let config =
+            format!("[upstreams.\"{HOST}\"]\nurls = [\"{}\"]\nfreshness = \"0s\"", far.url(""));
         let near = Larder::settings().config(&config).start().await;
         Self { origin, far, near, image }
     }
@@ -182,7 +183,8 @@ async fn assert_each_blob_was_asked_for(registry: &DockerRegistry, image: &Image
     let requests = registry.requests().await;
     for blob in image.blobs() {
         let digest = blob.digest.to_string();
-        let fetches = requests.iter().filter(|it| it.method == "GET" && it.target.contains(&digest));
+        let fetches =
+            requests.iter().filter(|it| it.method == "GET" && it.target.contains(&digest));
         assert_eq!(fetches.count(), n, "{digest}");
     }
 }
