@@ -23,6 +23,8 @@ pub enum Client {
     Docker(Docker),
     /// With the program as a mirror.
     Podman,
+    /// The same, podman 5.
+    NewerPodman,
     /// With the host in the image's name.
     Copier(Copier),
 }
@@ -74,9 +76,13 @@ impl Client {
                 docker.remove(&by_path).await;
                 Ok(files)
             }
-            Self::Podman => {
+            Self::Podman | Self::NewerPodman => {
                 let mirror = format!("{}/{host}", larder.host);
                 let podman = Podman::with_mirror(host, &dead.address().to_string(), &mirror);
+                let podman = match self {
+                    Self::NewerPodman => podman.newer(),
+                    _ => podman,
+                };
                 podman.pull_unbounded(&by_name).await.ok()?;
                 Ok(podman.files(&by_name).await.into_values().collect())
             }

@@ -6,6 +6,7 @@ use std::process::Command;
 use larder_core::Digest;
 
 use crate::process::{peer, run_unbounded};
+use crate::root::Root;
 use crate::scratch::{Scratch, digests_below};
 use crate::suite::Suite;
 
@@ -14,6 +15,8 @@ use crate::suite::Suite;
 pub enum Copier {
     /// Of Debian 12.
     Skopeo,
+    /// Of Debian 13, by chroot.
+    NewerSkopeo,
     /// Of Debian sid.
     Crane,
     /// Of Debian 13.
@@ -35,9 +38,13 @@ impl Copier {
         let scratch = Scratch::new();
         let folder = scratch.join("image");
         let target = folder.display();
-        let mut command = self.command();
+        let root = (self == Self::NewerSkopeo).then(|| Root::with(scratch.path()));
+        let mut command = match &root {
+            Some(root) => root.command("skopeo"),
+            None => self.command(),
+        };
         match self {
-            Self::Skopeo => command
+            Self::Skopeo | Self::NewerSkopeo => command
                 .args(["--insecure-policy", "copy", "--all", "--src-tls-verify=false"])
                 .arg(format!("docker://{reference}"))
                 .arg(format!("dir:{target}")),
@@ -58,6 +65,7 @@ impl Copier {
     pub fn origin(self) -> (Suite, &'static str) {
         match self {
             Self::Skopeo => (Suite::Installed, "skopeo"),
+            Self::NewerSkopeo => (Suite::Trixie, "skopeo"),
             Self::Crane => (Suite::Sid, "crane"),
             Self::Oras => (Suite::Trixie, "oras"),
         }

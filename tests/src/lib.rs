@@ -8,7 +8,7 @@
 //!
 //! - [`larder`]: the program under test, known by its command line and its addresses only;
 //! - [`docker_registry`], [`containerd`], [`docker`], [`podman`], [`skopeo`], [`copier`]: its peers;
-//!   [`client`]: any of those that pull; [`suite`]: those of newer releases of Debian;
+//!   [`client`]: any of those that pull; [`suite`], [`root`]: those of newer Debians;
 //! - [`scene`]: the usual scene;
 //! - [`http`]: a client that sees what real ones hide, such as how a body ended;
 //! - [`process`], [`scratch`], [`memory`]: children, folders and their ends.
@@ -30,6 +30,7 @@ pub mod memory;
 pub mod metrics;
 pub mod podman;
 pub mod process;
+pub mod root;
 pub mod scene;
 pub mod scratch;
 pub mod skopeo;

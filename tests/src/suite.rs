@@ -48,19 +48,21 @@ impl Suite {
         command
     }
 
-    /// Whether a test with this program can run. Where `LARDER_ALL_PEERS` is set it has to; where
-    /// not, and a program of [`Suite::Sid`] is not there, this says so, past the test runner.
+    /// Whether a test with this program can run. Where all peers are asked for it has to; where not,
+    /// and a program of [`Suite::Sid`] is not there, this says that the test is skipped.
     pub fn has(self, program: &str) -> bool {
-        let is_required = self != Self::Sid || std::env::var_os("LARDER_ALL_PEERS").is_some();
-        if is_required || path("sid", program).is_file() {
-            return true;
-        }
-        let test = std::thread::current().name().unwrap_or_default().to_owned();
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: {test}: {program} of Debian sid is missing; make test-deps says why"
-        );
-        false
+        let is_there = self != Self::Sid || path("sid", program).is_file();
+        is_there || are_all_wanted(&format!("{program} of Debian sid is missing"))
+    }
+
+    /// Where `scripts/newer-peers --root` puts its root folder.
+    ///
+    /// # Panics
+    ///
+    /// For [`Self::Installed`], which is the machine itself.
+    pub fn root(self) -> PathBuf {
+        let name = self.name().expect("what is installed has no folder");
+        folder().join(format!("{name}-root"))
     }
 
     fn name(self) -> Option<&'static str> {
@@ -72,12 +74,28 @@ impl Suite {
     }
 }
 
+/// Whether all peers are asked for (`LARDER_ALL_PEERS`), the large and the uncertain ones, too. If
+/// not, this says that the test is skipped, and why, past the test runner.
+pub fn are_all_wanted(why: &str) -> bool {
+    let are_wanted = std::env::var_os("LARDER_ALL_PEERS").is_some();
+    if !are_wanted {
+        let thread = std::thread::current();
+        let test = thread.name().unwrap_or_default();
+        let line = format!("SKIPPED: {test}: {why}; only with all peers (make test-full)");
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+    are_wanted
+}
+
 /// Where `scripts/newer-peers` puts a program.
 fn path(suite: &str, program: &str) -> PathBuf {
-    let folder = std::env::var_os("LARDER_SUITES").map(PathBuf::from).unwrap_or_else(|| {
+    folder().join(suite).join("usr/bin").join(program)
+}
+
+fn folder() -> PathBuf {
+    std::env::var_os("LARDER_SUITES").map(PathBuf::from).unwrap_or_else(|| {
         let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         cache.unwrap_or_else(home).join("larder/suites")
-    });
-    folder.join(suite).join("usr/bin").join(program)
+    })
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use larder_testkit::{Fault, Gate, Image, On, Upstream};
-use larder_tests::suite::Suite;
+use larder_tests::suite::{Suite, are_all_wanted};
 use larder_tests::{Client, Containerd, Copier, Docker, Generation, Larder};
 use tokio::task::JoinSet;
 
@@ -140,6 +140,20 @@ async fn oras_gets_right_bytes_or_an_error_whatever_upstream_does() {
 async fn crane_gets_right_bytes_or_an_error_whatever_upstream_does() {
     if Suite::Sid.has("crane") {
         row(Client::Copier(Copier::Crane)).await;
+    }
+}
+
+#[tokio::test]
+async fn newer_podman_gets_right_bytes_or_an_error_whatever_upstream_does() {
+    if are_all_wanted("podman 5 is large") {
+        row(Client::NewerPodman).await;
+    }
+}
+
+#[tokio::test]
+async fn newer_skopeo_gets_right_bytes_or_an_error_whatever_upstream_does() {
+    if are_all_wanted("skopeo 1.18 is large") {
+        row(Client::Copier(Copier::NewerSkopeo)).await;
     }
 }
 

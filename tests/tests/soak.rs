@@ -95,7 +95,8 @@ async fn a_soak_leaves_no_wrong_byte_no_late_answer_and_nothing_behind() {
 
     expect_all(&larder, &images).await;
     drop(upstream);
-    before.expect_again(&larder).await;
+    let after = before.expect_again(&larder).await;
+    eprintln!("{before:?} before, {after:?} after");
 }
 
 /// Asks for one thing after the other, and counts how that ended.
@@ -308,15 +309,14 @@ impl Footprint {
     }
 
     /// Returns once it is as it was, within the tolerances; what is idle may take its time to go.
-    async fn expect_again(self, larder: &Larder) {
+    async fn expect_again(self, larder: &Larder) -> Self {
         let deadline = Instant::now() + 2 * LIMIT;
         loop {
             let now = Self::of(larder).await;
             let is_back = now.memory <= self.memory + MEMORY_TOLERANCE
                 && now.n_files <= self.n_files + FILES_TOLERANCE;
             if is_back {
-                eprintln!("{self:?} before, {now:?} after");
-                return;
+                return now;
             }
             assert!(Instant::now() < deadline, "{self:?} before, {now:?} after");
             tokio::time::sleep(Duration::from_millis(100)).await;
