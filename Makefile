@@ -2,7 +2,8 @@
 #
 #   make test        all that must hold: installs what tests run, then checks, builds and tests
 #   make check       only what needs no peer: format, lints, documentation
-#   make test-full   the same with the release build and many more crashes, and licences
+#   make test-full   the same with the release build, many more crashes, a longer soak and all peers,
+#                    and licences
 #   make audit       licences, banned crates, and known vulnerabilities (asks the network)
 #   make bench       measures a release build against its peers
 #   make test-deps   installs the programs that tests run (Debian)
@@ -15,6 +16,9 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/larder/target
 
 # How many times the program is killed in mid-fill.
 export LARDER_CRASH_ROUNDS ?= 25
+
+# How long the program is soaked in failures, in seconds.
+export LARDER_SOAK_SECONDS ?= 60
 
 .PHONY: check test test-full bench test-deps tools deny fmt lint doc build test-crates licences audit
 
@@ -47,9 +51,11 @@ build:
 test-crates: build
 	cargo test --locked --workspace --no-fail-fast
 
+# Nothing is skipped for want of a peer.
+test-full: export LARDER_ALL_PEERS = 1
 test-full: test-deps check licences
 	cargo build --locked --release --package larder
-	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 \
+	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 LARDER_SOAK_SECONDS=600 \
 		cargo test --locked --workspace --no-fail-fast
 
 deny:

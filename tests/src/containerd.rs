@@ -7,8 +7,9 @@ use std::time::Duration;
 use larder_core::Digest;
 use larder_cri::{Client, Error};
 
-use crate::process::{Process, Stream, peer, run};
+use crate::process::{Process, Stream, run};
 use crate::scratch::{Scratch, digests_below};
+use crate::suite::Suite;
 
 /// How long a pull may take: as long as any wait of these tests.
 const PULL_DEADLINE: Duration = larder_testkit::PATIENCE;
@@ -17,33 +18,64 @@ const PULL_DEADLINE: Duration = larder_testkit::PATIENCE;
 #[derive(Debug)]
 pub struct Containerd {
     cri: Client,
+    generation: Generation,
     // Before the folder, so that it is gone when that is removed.
     _process: Process,
     scratch: Scratch,
 }
 
-impl Containerd {
-    /// Starts an empty one.
-    ///
-    /// # Panics
-    ///
-    /// If it is not installed or does not start (it needs root).
-    pub async fn start() -> Self {
-        let scratch = Scratch::new();
-        // Some fields are here because of where tests run: without CAP_SYS_RESOURCE oom_score_adj
-        // cannot be lowered, and there may be no systemd.
-        let config = format!(
+/// Which containerd, as they differ in what they ask of a mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Generation {
+    /// Of Debian 12.
+    V1_6,
+    /// Of Debian 13.
+    V1_7,
+    /// Of Debian sid: pulls by its transfer service.
+    V2_1 {
+        /// In pieces of so many bytes, several at a time (`concurrent_layer_fetch_buffer`); 0:
+        /// each layer at once.
+        fetch_buffer: u64,
+    },
+}
+
+impl Generation {
+    /// Where it comes from.
+    pub fn suite(self) -> Suite {
+        match self {
+            Self::V1_6 => Suite::Installed,
+            Self::V1_7 => Suite::Trixie,
+            Self::V2_1 { .. } => Suite::Sid,
+        }
+    }
+
+    /// Some fields are here because of where tests run: without CAP_SYS_RESOURCE oom_score_adj
+    /// cannot be lowered, and there may be no systemd.
+    fn config(self, scratch: &Scratch) -> String {
+        let root = scratch.path().display();
+        let certs = scratch.folder("certs.d");
+        let certs = certs.display();
+        let version = if matches!(self, Self::V2_1 { .. }) { 3 } else { 2 };
+        let common = format!(
             r#"
-version = 2
+version = {version}
 root = "{root}/root"
 state = "{root}/state"
 [grpc]
   address = "{socket}"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{root}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   disable_tcp_service = true
-  restrict_oom_score_adj = true
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
+"#,
+            socket = socket(scratch).display(),
+        );
+        let rest = match self {
+            Self::V1_6 | Self::V1_7 => format!(
+                r#"
+  restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
     default_runtime_name = "runc"
@@ -56,22 +88,71 @@ state = "{root}/state"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{root}/cni"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "{root}/opt"
-"#,
-            root = scratch.path().display(),
-            socket = socket(&scratch).display(),
-            certs = scratch.folder("certs.d").display(),
-        );
-        let config = scratch.write("config.toml", &config);
-        let mut command = peer("containerd", "containerd");
+"#
+            ),
+            // Its downloads share one limit for all pulls of the node; with the usual 3, tests
+            // that share a containerd would wait for each other.
+            Self::V2_1 { fetch_buffer } => format!(
+                r#"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = "{certs}"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
+    conf_dir = "{root}/cni"
+  [plugins."io.containerd.cri.v1.runtime".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+[plugins."io.containerd.transfer.v1.local"]
+  config_path = "{certs}"
+  max_concurrent_downloads = 64
+  concurrent_layer_fetch_buffer = {fetch_buffer}
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+"#
+            ),
+        };
+        common + &rest
+    }
+}
+
+impl Containerd {
+    /// Starts an empty one, of the kind that is installed.
+    ///
+    /// # Panics
+    ///
+    /// If it is not installed or does not start (it needs root).
+    pub async fn start() -> Self {
+        Self::start_as(Generation::V1_6).await
+    }
+
+    /// Starts an empty one.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there or does not start (it needs root).
+    pub async fn start_as(generation: Generation) -> Self {
+        let scratch = Scratch::new();
+        let config = scratch.write("config.toml", &generation.config(&scratch));
+        let mut command = generation.suite().command("containerd", "containerd");
         let process = Process::start("containerd", command.arg("--config").arg(config));
         let is_up = |lines: &[String]| {
             lines.iter().any(|line| line.contains("containerd successfully booted")).then_some(())
         };
         process.find(Stream::Stderr, "it boots", is_up).await;
         let cri = Client::connect(&socket(&scratch)).await.unwrap();
-        Self { cri, _process: process, scratch }
+        Self { cri, generation, _process: process, scratch }
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        socket(&self.scratch)
     }
 
     /// Makes it ask `mirror` (a URL) for images of `host`, and then `server`.
@@ -81,6 +162,12 @@ state = "{root}/state"
              [host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
         );
         self.scratch.write(&format!("certs.d/{host}/hosts.toml"), &hosts);
+    }
+
+    /// Makes it ask `mirror` (a URL) for the images of every registry.
+    pub fn mirror_everything(&self, mirror: &str) {
+        let hosts = format!("[host.\"{mirror}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+        self.scratch.write("certs.d/_default/hosts.toml", &hosts);
     }
 
     /// Its CRI.
@@ -94,7 +181,16 @@ state = "{root}/state"
     ///
     /// What containerd says.
     pub async fn pull(&self, reference: &str) -> Result<String, Error> {
-        self.cri.pull_image(reference, None, PULL_DEADLINE).await
+        self.pull_within(reference, PULL_DEADLINE).await
+    }
+
+    /// The same, with a bound of its own.
+    ///
+    /// # Errors
+    ///
+    /// What containerd says.
+    pub async fn pull_within(&self, reference: &str, limit: Duration) -> Result<String, Error> {
+        self.cri.pull_image(reference, None, limit).await
     }
 
     /// Pulls by `ctr images pull`, into the namespace that CRI uses.
@@ -114,7 +210,7 @@ state = "{root}/state"
     ///
     /// If it cannot be mounted.
     pub async fn files(&self, reference: &str) -> BTreeMap<String, Digest> {
-        let target = self.scratch.folder("mounted");
+        let target = self.scratch.folder(&reference.replace(['/', ':'], "-"));
         let target = target.to_str().unwrap();
         self.ctr(&["images", "mount", reference, target]).await;
         let files = digests_below(target.as_ref());
@@ -123,8 +219,8 @@ state = "{root}/state"
     }
 
     async fn ctr(&self, arguments: &[&str]) -> String {
-        let mut command = peer("ctr", "containerd");
-        command.arg("--address").arg(socket(&self.scratch));
+        let mut command = self.generation.suite().command("ctr", "containerd");
+        command.arg("--address").arg(self.socket());
         command.args(["--namespace", "k8s.io"]).args(arguments);
         run(&mut command).await.expect(&format!("ctr {}", arguments.join(" ")))
     }

@@ -38,6 +38,19 @@ impl DockerRegistry {
     ///
     /// If it is not installed or does not start.
     pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// Starts an empty one as a cache (`proxy`) before the registry at `url`, which must be up.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    pub async fn start_before(url: &str) -> Self {
+        Self::start_with(&format!("proxy: {{remoteurl: '{url}'}}\n")).await
+    }
+
+    async fn start_with(more: &str) -> Self {
         let scratch = Scratch::new();
         let storage = scratch.folder("registry");
         let config = scratch.write(
@@ -46,7 +59,7 @@ impl DockerRegistry {
                 "version: 0.1\n\
                  log: {{level: info, accesslog: {{disabled: false}}}}\n\
                  storage:\n  filesystem: {{rootdirectory: {}}}\n\
-                 http: {{addr: '127.0.0.1:0', secret: tests}}\n",
+                 http: {{addr: '127.0.0.1:0', secret: tests}}\n{more}",
                 storage.display()
             ),
         );

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! - [`larder`]: the program under test, known by its command line and its addresses only;
-//! - [`docker_registry`], [`containerd`], [`podman`], [`skopeo`]: its peers;
+//! - [`docker_registry`], [`containerd`], [`docker`], [`podman`], [`skopeo`], [`copier`]: its peers;
+//!   [`client`]: any of those that pull; [`suite`], [`root`]: those of newer Debians;
 //! - [`scene`]: the usual scene;
 //! - [`http`]: a client that sees what real ones hide, such as how a body ended;
 //! - [`process`], [`scratch`], [`memory`]: children, folders and their ends.
@@ -18,7 +19,10 @@
 
 #![allow(clippy::unwrap_used, reason = "in a harness, what cannot go on is a failed test")]
 
+pub mod client;
 pub mod containerd;
+pub mod copier;
+pub mod docker;
 pub mod docker_registry;
 pub mod http;
 pub mod larder;
@@ -26,12 +30,17 @@ pub mod memory;
 pub mod metrics;
 pub mod podman;
 pub mod process;
+pub mod root;
 pub mod scene;
 pub mod scratch;
 pub mod skopeo;
 pub mod strace;
+pub mod suite;
 
-pub use containerd::Containerd;
+pub use client::Client;
+pub use containerd::{Containerd, Generation};
+pub use copier::Copier;
+pub use docker::Docker;
 pub use docker_registry::DockerRegistry;
 pub use larder::Larder;
 pub use podman::Podman;

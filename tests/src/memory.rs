@@ -1,4 +1,4 @@
-//! How much memory a process uses.
+//! How much memory and how many files a process uses.
 
 use std::fs;
 use std::sync::Arc;
@@ -56,4 +56,9 @@ pub fn anonymous_bytes(pid: Pid) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes << 10)
+}
+
+/// How many files and sockets a process has open; `None` if there is no such process.
+pub fn open_files(pid: Pid) -> Option<usize> {
+    Some(fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).ok()?.count())
 }

@@ -6,12 +6,15 @@ use std::process::Command;
 
 use larder_core::Digest;
 
-use crate::process::{Ended, peer, run};
+use crate::process::{Ended, peer, run, run_unbounded};
+use crate::root::Root;
 use crate::scratch::{Scratch, digests_below};
 
 /// Podman with storage and registries of its own.
 #[derive(Debug)]
 pub struct Podman {
+    /// Of a newer one. Before the folder, which is mounted in it.
+    root: Option<Root>,
     scratch: Scratch,
 }
 
@@ -30,7 +33,17 @@ impl Podman {
         );
         scratch.write("containers.conf", "[engine]\nevents_logger = \"file\"\n");
         scratch.write("policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
-        Self { scratch }
+        Self { root: None, scratch }
+    }
+
+    /// The same with podman 5, of Debian 13.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there.
+    #[must_use]
+    pub fn newer(self) -> Self {
+        Self { root: Some(Root::with(self.scratch.path())), ..self }
     }
 
     /// Pulls an image.
@@ -39,8 +52,18 @@ impl Podman {
     ///
     /// If Podman is not installed; not if the pull fails.
     pub async fn pull(&self, reference: &str) -> Ended {
+        run(&mut self.pulling(reference)).await
+    }
+
+    /// The same. Whoever calls this bounds it.
+    pub async fn pull_unbounded(&self, reference: &str) -> Ended {
+        run_unbounded(&mut self.pulling(reference)).await
+    }
+
+    fn pulling(&self, reference: &str) -> Command {
         let mut command = self.command(&["pull", "--quiet", "--signature-policy"]);
-        run(command.arg(self.scratch.join("policy.json")).arg(reference)).await
+        command.arg(self.scratch.join("policy.json")).arg(reference);
+        command
     }
 
     /// The path and digest of every file in an image.
@@ -51,14 +74,21 @@ impl Podman {
     pub async fn files(&self, reference: &str) -> BTreeMap<String, Digest> {
         let mut mount = self.command(&["image", "mount", reference]);
         let target = run(&mut mount).await.expect("podman image mount");
-        let files = digests_below(Path::new(target.trim()));
+        let target = Path::new(target.trim());
+        let files = match &self.root {
+            Some(root) => digests_below(&root.outside(target)),
+            None => digests_below(target),
+        };
         let mut unmount = self.command(&["image", "unmount", reference]);
         run(&mut unmount).await.expect("podman image unmount");
         files
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = peer("podman", "podman");
+        let mut command = match &self.root {
+            Some(root) => root.command("podman"),
+            None => peer("podman", "podman"),
+        };
         for (flag, folder) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
             command.arg(flag).arg(self.scratch.folder(folder));
         }

@@ -54,6 +54,15 @@ pub struct Ended {
 impl Ended {
     /// Standard output, if the child succeeded.
     ///
+    /// # Errors
+    ///
+    /// What it said on standard error.
+    pub fn ok(self) -> Result<String, String> {
+        if self.code == Some(0) { Ok(self.stdout) } else { Err(self.stderr) }
+    }
+
+    /// Standard output, if the child succeeded.
+    ///
     /// # Panics
     ///
     /// If it didn't, with all it said.
@@ -152,9 +161,14 @@ impl Process {
     ///
     /// After [`larder_testkit::PATIENCE`].
     pub async fn wait(&mut self) -> Ended {
-        let mut n_ended = self.output.n_ended.subscribe();
         let what = format!("{} ends", self.name);
-        patiently(&what, n_ended.wait_for(|n| *n == 2)).await.unwrap();
+        patiently(&what, self.ended()).await
+    }
+
+    /// Waits until it has ended, without bound.
+    pub async fn ended(&mut self) -> Ended {
+        let mut n_ended = self.output.n_ended.subscribe();
+        n_ended.wait_for(|n| *n == 2).await.expect("the sender lives as long as the child");
         let status = self.reap();
         let text = |stream| self.lines(stream).iter().map(|line| format!("{line}\n")).collect();
         let (stdout, stderr) = (text(Stream::Stdout), text(Stream::Stderr));
@@ -220,6 +234,16 @@ fn collect(output: &Arc<Output>, stream: Stream, from: impl Read + Send + 'stati
 pub async fn run(command: &mut Command) -> Ended {
     let name = command.get_program().to_string_lossy().into_owned();
     Process::start(&name, command).wait().await
+}
+
+/// Runs a command to its end, which whoever calls this has to bound. Dropping the future kills it.
+///
+/// # Panics
+///
+/// If it cannot be started.
+pub async fn run_unbounded(command: &mut Command) -> Ended {
+    let name = command.get_program().to_string_lossy().into_owned();
+    Process::start(&name, command).ended().await
 }
 
 /// A command for a peer's program.

@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use larder_core::Digest;
 use larder_testkit::Image;
 use larder_tests::docker_registry::Access;
 use larder_tests::scratch::digests_below;
-use larder_tests::{Containerd, DockerRegistry, Larder, Podman, Skopeo};
+use larder_tests::{Containerd, Docker, DockerRegistry, Larder, Podman, Skopeo};
 
 /// What clients call the upstream. Nobody could reach it by this name.
 const HOST: &str = "registry.test";
@@ -120,6 +120,26 @@ async fn skopeo_copies_every_platform_and_again_when_upstream_is_gone() {
     upstream.stop();
     skopeo.copy_all(&reference, "second").await.expect("skopeo copy, upstream gone");
     assert_copied(&skopeo, "second", &index);
+}
+
+#[tokio::test]
+async fn dockerd_pulls_names_of_docker_hub_through_a_mirror_and_again_when_upstream_is_gone() {
+    let mut upstream = DockerRegistry::start().await;
+    let image = Image::from_seed(6).layers(&[3 << 20, 100]).unpackable().docker().build();
+    upstream.push("team/app", "1", &image).await;
+    let n_pushed = upstream.requests().await.len();
+    let larder = Larder::with_upstream("docker.io", &upstream.url()).await;
+
+    let docker = Docker::start(&[&larder.url("")]).await;
+    docker.pull("team/app:1").await.unwrap();
+    let expected: BTreeSet<Digest> = files_of(&image).into_values().collect();
+    assert_eq!(docker.files("team/app:1").await, expected);
+    assert_each_blob_was_asked_for_once(&upstream.requests().await[n_pushed..], &image);
+
+    upstream.stop();
+    docker.remove("team/app:1").await;
+    docker.pull("team/app:1").await.unwrap();
+    assert_eq!(docker.files("team/app:1").await, expected);
 }
 
 fn two_platforms(seed: u64) -> Image {

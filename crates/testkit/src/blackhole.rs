@@ -23,6 +23,22 @@ impl Blackhole {
         Self { listener: bind(), _queued: Vec::new() }
     }
 
+    /// Connections are refused: what a process that was stopped looks like. Nobody else can listen
+    /// there meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If the machine has no free port.
+    pub fn refusing() -> Self {
+        use rustix::net::{AddressFamily, SocketType, bind, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None);
+        let socket = socket.expect("the machine has sockets");
+        // Bound, and never listening.
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        bind(&socket, &any).expect("loopback has a free port");
+        Self { listener: socket.into(), _queued: Vec::new() }
+    }
+
     /// Connections are never made: what a host that drops packets looks like.
     ///
     /// # Panics
@@ -71,6 +87,13 @@ mod tests {
         let mut stream = TcpStream::connect_timeout(&hole.address(), MOMENT).unwrap();
         stream.set_read_timeout(Some(MOMENT)).unwrap();
         assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_refusing_address_refuses() {
+        let hole = Blackhole::refusing();
+        let error = TcpStream::connect_timeout(&hole.address(), MOMENT).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[test]

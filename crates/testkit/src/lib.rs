@@ -10,8 +10,8 @@
 //! - [`gate`]: a point where the upstream waits until a test lets it go on;
 //! - [`blackhole`]: addresses that never answer.
 //!
-//! Nothing here waits for a time to pass: a test opens a [`gate::Gate`], or waits for a number of
-//! requests. Waits end after [`PATIENCE`] by a panic that says what did not happen. Mistakes of a
+//! Nothing here waits for a time to pass, but for a body that is meant to be slow: a test opens a
+//! [`gate::Gate`], or waits for a number of requests. Waits end after [`PATIENCE`] by a panic that says what did not happen. Mistakes of a
 //! test panic too: they are found when the test is written.
 
 pub mod blackhole;

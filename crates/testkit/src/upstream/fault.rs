@@ -1,5 +1,7 @@
 //! The ways in which the registry can fail.
 
+use std::time::Duration;
+
 use larder_core::Digest;
 
 use super::record::{Listener, Request};
@@ -89,6 +91,8 @@ pub enum Fault {
     Wait(Gate),
     /// Waits at the gate after so many bytes; those before it have been sent.
     WaitAfter(u64, Gate),
+    /// Sends so many bytes at a time, and waits so long after each: a slow line.
+    Dribble(usize, Duration),
     /// Closes the connection after so many bytes, all of which arrive.
     CutAfter(u64),
     /// Resets the connection after so many bytes, of which the last may be lost on the way.

@@ -62,6 +62,16 @@ async fn a_fault_can_begin_late_and_end_early() {
 }
 
 #[tokio::test]
+async fn a_dribbling_body_comes_whole_and_slowly() {
+    let (upstream, image) = upstream_with_image().await;
+    let pause = std::time::Duration::from_millis(20);
+    upstream.fault(On::blobs(), Fault::Dribble(10_000, pause));
+    let begun = std::time::Instant::now();
+    assert_eq!(get(&upstream, &path(&image), "").await.body, image.layers[0].bytes);
+    assert!(begun.elapsed() >= 10 * pause);
+}
+
+#[tokio::test]
 async fn a_reset_body_ends_in_an_error() {
     let (upstream, image) = upstream_with_image().await;
     upstream.fault(On::blobs(), Fault::ResetAfter(10));

@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -127,6 +128,8 @@ struct Delivery {
     body: Bytes,
     is_chunked: bool,
     is_endless: bool,
+    /// How many bytes are sent at a time, and how long is waited after them.
+    pace: (usize, Duration),
     /// What happens after how many bytes of the body; in order.
     marks: Vec<(usize, Mark)>,
     after: After,
@@ -145,6 +148,7 @@ impl Delivery {
             body: Bytes::new(),
             is_chunked: false,
             is_endless: false,
+            pace: (STEP, Duration::ZERO),
             marks: Vec::new(),
             after: After::KeepOpen,
         };
@@ -157,6 +161,10 @@ impl Delivery {
                 Fault::Misannounce(delta) => {
                     announced += delta;
                     delivery.after = After::Close;
+                    continue;
+                }
+                Fault::Dribble(step, pause) => {
+                    delivery.pace = (*step, *pause);
                     continue;
                 }
                 Fault::Chunked => {
@@ -222,8 +230,12 @@ impl Delivery {
         stream: &mut TcpStream,
         entry: &Entry,
     ) -> io::Result<()> {
-        for bytes in self.body[range].chunks(STEP) {
+        let (step, pause) = self.pace;
+        for bytes in self.body[range].chunks(step) {
             self.send_chunk(bytes, stream, entry).await?;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
         }
         Ok(())
     }
