@@ -13,10 +13,12 @@
 //! - [`manifest`]: what a manifest refers to;
 //! - [`referrer`]: what refers to an image;
 //! - [`freshness`]: when a tag's answer may be given without asking upstream;
+//! - [`eviction`]: what goes first when the budget is full;
 //! - [`size`]: amounts of bytes as people write them.
 
 pub mod address;
 pub mod digest;
+pub mod eviction;
 pub mod freshness;
 pub mod manifest;
 pub mod media;

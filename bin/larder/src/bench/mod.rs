@@ -21,6 +21,7 @@ mod cold;
 mod content;
 mod crowd;
 mod dialogue;
+mod eviction;
 mod forwarder;
 mod http;
 mod index;
@@ -115,6 +116,8 @@ enum Name {
     Outage,
     /// The start with 100,000 blobs
     Index,
+    /// Which blobs go when the budget is full
+    Eviction,
 }
 
 /// Runs the bench: prints progress to stderr, and the report to stdout.
@@ -192,6 +195,7 @@ fn measure(bench: &Bench, name: Name) -> Section {
         Name::Truncate => (truncate::what(bench), truncate::measure(bench)),
         Name::Outage => (outage::what(bench), outage::measure(bench)),
         Name::Index => (index::what(bench), index::measure(bench)),
+        Name::Eviction => (eviction::what(bench), eviction::measure(bench)),
     };
     let name = name.to_possible_value().map(|value| value.get_name().to_owned());
     let mut section = Section::new(name.unwrap_or_default(), what, findings);
