@@ -255,14 +255,14 @@ async fn one_failure_of_upstream_is_not_noticed() {
 async fn what_upstream_limits_is_refused_with_the_time_to_wait() {
     let scene = Scene::new().await;
     let image = scene.push(17, &[SMALL]);
-    scene.upstream.fault(On::path(""), Fault::TooManyRequests { retry_after: 77 });
+    scene.upstream.fault(On::path(""), Fault::TooManyRequests { retry_after: 33 });
     let by_digest = image.digest().to_string();
     for response in [
         scene.get_manifest("1").await,
         scene.get_manifest(&by_digest).await,
         scene.get_blob(&image.layers[0].digest).await,
     ] {
-        assert_eq!((response.status, response.header("retry-after")), (429, "77"));
+        assert_eq!((response.status, response.header("retry-after")), (429, "33"));
         assert_eq!(response.error_code().await, "TOOMANYREQUESTS");
     }
 }

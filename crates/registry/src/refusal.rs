@@ -16,6 +16,10 @@ use serde_json::json;
 use crate::metrics::Outcome;
 use crate::respond::{self, Body};
 
+/// The longest that a client is told to wait. Some upstreams say hours, and some clients sleep for as
+/// long as they are told; upstream is left alone meanwhile whoever asks here.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
 /// Why a client does not get what it asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
@@ -207,6 +211,7 @@ impl Refusal {
             Extra::None => {}
             Extra::RetryAfter(wait) => {
                 // A fraction of a second is a second.
+                let wait = wait.min(MAX_RETRY_AFTER);
                 let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
                 headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
             }
@@ -249,5 +254,22 @@ impl From<ParseReferenceError> for Refusal {
                 Self::new(StatusCode::BAD_REQUEST, "TAG_INVALID", error.to_string())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_wait_for_longer_than_a_minute() {
+        let name = Named { host: "a.io".parse().unwrap(), repository: "b".parse().unwrap() };
+        let told = |seconds| {
+            let retry_after = Some(Duration::from_secs(seconds));
+            let error = Error::RateLimited { retry_after };
+            let response = Refusal::of_upstream(&error, Asking::Tags(&name)).into_response();
+            response.headers()[RETRY_AFTER].to_str().unwrap().to_owned()
+        };
+        assert_eq!((told(33), told(3600)), ("33".to_owned(), "60".to_owned()));
     }
 }
