@@ -21,14 +21,14 @@ const PROBATION_SHARE: u64 = 10;
 
 /// Uses beyond these do not count: content that was needed by a thousand nodes at once is not a
 /// thousand times as likely to be needed again.
-const MAX_USES: u32 = 16;
+const MAX_USES: u32 = 8;
 
 /// Where one piece of content stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Standing {
     /// Which queue it is in.
     pub queue: Queue,
-    /// How often it was used, the first time included; at most 16.
+    /// How often it was used, the first time included; at most 8.
     pub uses: u32,
     /// Its place in the main queue: the lowest goes first. Among equals, what was used longest ago.
     /// Meaningless on probation.
@@ -51,7 +51,7 @@ pub enum Verdict {
     Stay(Standing),
     /// It goes. If it comes back soon, it was used this often before: see [`Order::admit`].
     Go {
-        /// What to remember; at most 16.
+        /// What to remember; at most 8.
         uses: u32,
     },
 }

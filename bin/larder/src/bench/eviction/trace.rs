@@ -144,8 +144,8 @@ impl Maker {
                 }
                 (popular, 1)
             }
-            // A third of the time, from the least popular on.
-            Kind::Scans if step % 3000 < 1000 => {
+            // Two fifths of the time, from the least popular on.
+            Kind::Scans if step % 3000 < 1300 => {
                 self.n_scanned += 1;
                 (self.ranking[n_images - 1 - self.n_scanned % (n_images * 3 / 4)], 1)
             }
