@@ -2,7 +2,8 @@
 #
 #   make test        all that must hold: installs what tests run, then checks, builds and tests
 #   make check       only what needs no peer: format, lints, documentation
-#   make test-full   the same with the release build and many more crashes, and licences
+#   make test-full   the same with the release build and many more crashes, licences, and fuzzing
+#   make fuzz        every fuzz target for FUZZ_SECONDS, by nightly Rust
 #   make audit       licences, banned crates, and known vulnerabilities (asks the network)
 #   make bench       measures a release build against its peers
 #   make test-deps   installs the programs that tests run (Debian)
@@ -16,7 +17,10 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/larder/target
 # How many times the program is killed in mid-fill.
 export LARDER_CRASH_ROUNDS ?= 25
 
-.PHONY: check test test-full bench test-deps tools deny fmt lint doc build test-crates licences audit
+# How long each fuzz target runs, in seconds of one processor.
+export FUZZ_SECONDS ?= 600
+
+.PHONY: check test test-full fuzz bench test-deps tools deny fmt lint doc build test-crates licences audit
 
 test: test-deps check build test-crates
 
@@ -51,6 +55,21 @@ test-full: test-deps check licences
 	cargo build --locked --release --package larder
 	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 \
 		cargo test --locked --workspace --no-fail-fast
+	$(MAKE) fuzz
+
+# What is found new is kept beside the build, and goes on from there the next time; the seeds in the
+# repository are only read. Our code is safe Rust, so that a sanitizer would only cost time.
+FUZZ := cargo +nightly fuzz
+fuzz:
+	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	$(FUZZ) build --sanitizer none --features fuzzer --target-dir "$(CARGO_TARGET_DIR)/fuzz"
+	for target in $$($(FUZZ) list); do \
+		found="$(CARGO_TARGET_DIR)/fuzz-corpus/$$target"; \
+		mkdir -p "$$found"; \
+		$(FUZZ) run --sanitizer none --features fuzzer --target-dir "$(CARGO_TARGET_DIR)/fuzz" \
+			"$$target" "$$found" "fuzz/corpus/$$target" -- \
+			-max_total_time="$$FUZZ_SECONDS" -timeout=20 -rss_limit_mb=2048 -max_len=65536; \
+	done
 
 deny:
 	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
