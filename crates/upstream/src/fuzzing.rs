@@ -7,6 +7,7 @@ use larder_core::Host;
 use url::Url;
 
 use crate::challenge::{self, Challenge};
+use crate::credentials::Login;
 use crate::{docker_config, header, link, token};
 
 /// `WWW-Authenticate`, one line of the header per line: what was read is read again when it is
@@ -50,7 +51,12 @@ pub fn docker_config(bytes: &[u8]) {
         let host: Host = host.parse().expect("it is a host");
         if let Ok(login) = docker_config::login_for(&host, bytes) {
             let _ = login.basic_header();
-            assert!(!format!("{login:?}").contains("hunter2"));
+            let shown = format!("{login:?}");
+            match &login {
+                // A name is shown, whatever it is.
+                Login::Password { username, .. } if username.contains("hunter2") => {}
+                _ => assert!(!shown.contains("hunter2"), "{shown}"),
+            }
         }
     }
 }
