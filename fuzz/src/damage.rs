@@ -21,7 +21,7 @@ const MAX_EDITS: usize = 64;
 /// Opens a store that has been damaged as `bytes` say, and looks at everything in it.
 pub fn store(bytes: &[u8]) {
     let (runtime, template) = scene();
-    let directory = tempfile::tempdir().expect("there is room for a small store");
+    let directory = scratch();
     copy(template.directory.path(), directory.path());
     let mut is_blob_damaged = false;
     for edit in bytes.chunks_exact(5).take(MAX_EDITS) {
@@ -30,6 +30,12 @@ pub fn store(bytes: &[u8]) {
         damage(&directory.path().join(path), edit);
     }
     runtime.block_on(look(directory.path(), template, is_blob_damaged));
+}
+
+/// A directory in memory, where there is one: syncing to a disk is most of what a small store does.
+fn scratch() -> TempDir {
+    let in_memory = tempfile::tempdir_in("/dev/shm");
+    in_memory.or_else(|_| tempfile::tempdir()).expect("there is room for a small store")
 }
 
 /// What can be in a store, once.
@@ -68,7 +74,7 @@ async fn template() -> Template {
     let manifest =
         Bytes::from(format!(r#"{{"schemaVersion":2,"config":{descriptor},"layers":[]}}"#));
 
-    let home = tempfile::tempdir().expect("there is room for a small store");
+    let home = scratch();
     let store = open(home.path()).await.expect("an empty directory can be opened");
     let staging = store.stage(&digest).await.expect("the disk is well");
     let staging = staging.write(vec![blob.clone()]).await.expect("the disk is well");
@@ -88,7 +94,7 @@ async fn template() -> Template {
     staging.park().await.expect("the disk is well");
 
     // As a killed process leaves it: with a log that has not been taken into the index.
-    let directory = tempfile::tempdir().expect("there is room for a small store");
+    let directory = scratch();
     copy(home.path(), directory.path());
     store.close().await;
     let mut files = Vec::new();

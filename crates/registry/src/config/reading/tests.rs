@@ -244,8 +244,8 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
             "1: upstreams.\"https://ghcr.io\": `https://ghcr.io` is not a registry's host; write HOST, HOST:PORT, * for a whole label as in *.gcr.io, or * alone for any host",
         ),
         (
-            "[upstreams.\"xn--zzzzzzz.io\"]",
-            "1: upstreams.\"xn--zzzzzzz.io\": `xn--zzzzzzz.io` is not a registry's host; write HOST, HOST:PORT, * for a whole label as in *.gcr.io, or * alone for any host",
+            "[upstreams.\"xn--a.io\"]",
+            "1: upstreams.\"xn--a.io\": `xn--a.io` is not a registry's host; write HOST, HOST:PORT, * for a whole label as in *.gcr.io, or * alone for any host",
         ),
         (
             "[upstreams.hub]",
