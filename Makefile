@@ -2,8 +2,9 @@
 #
 #   make test        all that must hold: installs what tests run, then checks, builds and tests
 #   make check       only what needs no peer: format, lints, documentation
-#   make test-full   the same with the release build, many more crashes, a longer soak and all peers,
-#                    and licences
+#   make test-full   the same with the release build, many more crashes, a longer soak, all peers,
+#                    licences, and fuzzing
+#   make fuzz        every fuzz target for FUZZ_SECONDS, by nightly Rust
 #   make audit       licences, banned crates, and known vulnerabilities (asks the network)
 #   make bench       measures a release build against its peers
 #   make test-deps   installs the programs that tests run (Debian)
@@ -20,7 +21,10 @@ export LARDER_CRASH_ROUNDS ?= 25
 # How long the program is soaked in failures, in seconds.
 export LARDER_SOAK_SECONDS ?= 60
 
-.PHONY: check test test-full bench test-deps tools deny fmt lint doc build test-crates licences audit
+# How long each fuzz target runs, in seconds of one processor.
+export FUZZ_SECONDS ?= 600
+
+.PHONY: check test test-full fuzz bench test-deps tools deny fmt lint doc build test-crates licences audit
 
 test: test-deps check build test-crates
 
@@ -57,6 +61,15 @@ test-full: test-deps check licences
 	cargo build --locked --release --package larder
 	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 LARDER_SOAK_SECONDS=600 \
 		cargo test --locked --workspace --no-fail-fast
+	$(MAKE) fuzz
+
+# What is found new is kept beside the build, and goes on from there the next time; the seeds in the
+# repository are only read. Our code is safe Rust, so that a sanitizer would only cost time.
+FUZZ := cargo +nightly fuzz
+fuzz:
+	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+	$(FUZZ) build --sanitizer none --features fuzzer --target-dir "$(CARGO_TARGET_DIR)/fuzz"
+	$(FUZZ) list | xargs -P "$$(nproc)" -I TARGET scripts/fuzz-target TARGET
 
 deny:
 	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use larder_testkit::upstream::Listener;
+use larder_testkit::upstream::{Listener, Request};
 use larder_testkit::{Fault, Image, Login, On, Upstream};
 use larder_tests::larder::Settings;
 use larder_tests::scene::{HOST, REPOSITORY, blob_path, manifest_path};
@@ -116,10 +116,9 @@ async fn a_signed_address_that_runs_out_in_mid_body_is_asked_for_anew() {
     upstream.fault(storage().sparing(1).times(1), Fault::Status(403));
     let larder = password_in_config(&upstream).start().await;
     larder.get(&blob_path(&layer.digest)).await.expect_body(&layer.bytes).await.unwrap();
-    let n_asked = |which| {
-        upstream.count(|it| it.listener == which && it.path.contains(&layer.digest.to_string()))
-    };
-    assert_eq!((n_asked(Listener::Registry), n_asked(Listener::Storage)), (3, 3));
+    let is_it = |it: &Request| it.path.contains(&layer.digest.to_string());
+    assert_eq!(upstream.count(|it| is_it(it) && it.status == 307), 3);
+    assert_eq!(upstream.count(|it| is_it(it) && it.listener == Listener::Storage), 3);
     assert_eq!(upstream.bytes_sent(&layer.digest), 8 << 20);
 }
 

@@ -37,7 +37,7 @@ larder.toml:12: upstreams."ghcr.io".freshness: `60` is not a duration; write it 
 larder.toml:13: upstreams."ghcr.io".access: `caller` is not available in this version; write "shared"
 larder.toml:14: upstreams."ghcr.io".quota: is not available in this version; remove it, or set `budget` for all upstreams
 larder.toml:18: upstreams."registry.local:5000".credentials: would be sent to http://registry.local:5000/ for anyone to read; write an https URL, or insecure_skip_verify = true if that is acceptable
-larder.toml:19: upstreams."registry.local:5000".tls_cert: there is no such key; known here are access, quota, urls, alias, credentials, freshness, deadline, serve_deleted, proxy, ca, client_cert, client_key, insecure_skip_verify, parallel, allow, deny, description
+larder.toml:19: upstreams."registry.local:5000".tls_cert: there is no such key; known here are access, quota, urls, alias, credentials, freshness, tags, addresses, read_timeout, max_requests, max_rate, deadline, serve_deleted, proxy, ca, client_cert, client_key, insecure_skip_verify, parallel, allow, deny, description
 --listen: `5000` is not an IP address with a port; write it as in 127.0.0.1:5000
 LARDER_BUDGET: `much` is not an amount of bytes; write bytes as in 100GB, or 1% to 100% of the disk
 "#;

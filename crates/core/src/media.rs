@@ -59,7 +59,7 @@ impl Accept {
     }
 
     fn add(&mut self, media_type: &str) {
-        if matches!(media_type, "*/*" | "application/*") {
+        if media_type == "*/*" || media_type.eq_ignore_ascii_case("application/*") {
             self.anything = true;
             return;
         }
@@ -102,6 +102,8 @@ fn is_quality_zero(parameter: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -117,7 +119,7 @@ mod tests {
 
     #[test]
     fn no_header_and_a_wildcard_mean_anything() {
-        for lines in [&[][..], &[""], &["*/*"], &["text/html, */*;q=0.1"]] {
+        for lines in [&[][..], &[""], &["*/*"], &["text/html, */*;q=0.1"], &["Application/*"]] {
             assert!(Accept::from_lines(lines.iter().copied()).accepts(OCI_INDEX), "{lines:?}");
         }
         assert!(!Accept::from_lines(["*/*;q=0"]).accepts(OCI_INDEX));
@@ -129,5 +131,18 @@ mod tests {
         let other = Accept::from_lines([DOCKER_LIST, OCI_INDEX, "a/a,b/b,a/a"]);
         assert_eq!(one, other);
         assert_eq!(one.to_string(), other.to_string());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_of_any_header_is_written_as_what_is_read_alike(
+            line in "((application|text|\\*)/(\\*|json|\\PC{1,5})|;q=0(\\.5)?|,| |\\PC){0,60}"
+        ) {
+            let accept = Accept::from_lines([line.as_str()]);
+            let written = accept.to_string();
+            if !written.is_empty() {
+                prop_assert_eq!(Accept::from_lines([written.as_str()]), accept);
+            }
+        }
     }
 }

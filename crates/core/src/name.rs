@@ -87,8 +87,20 @@ fn is_host(text: &str) -> bool {
                     && !label.starts_with('-')
                     && !label.ends_with('-')
             })
+            && (!ends_in_number(name) || name.parse::<std::net::Ipv4Addr>().is_ok())
     };
     name_is_good && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port != 0))
+}
+
+/// Whether a URL would take this for an IPv4 address, however it is written: `127.1` is 127.0.0.1
+/// there, `010.0.0.1` is 8.0.0.1, and `a.0` is nothing at all.
+///
+/// Source: WHATWG URL, "ends in a number checker".
+fn ends_in_number(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let hex = last.strip_prefix("0x").or(last.strip_prefix("0X"));
+    last.bytes().all(|byte| byte.is_ascii_digit())
+        || hex.is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// A repository within one registry: `library/alpine`, `atlas/athena/base`.
@@ -115,10 +127,12 @@ impl Repository {
         &self.0
     }
 
-    /// The name as `host` knows it: Docker Hub's `alpine` is `library/alpine`.
+    /// The name as `host` knows it: Docker Hub's `alpine` is `library/alpine`. One that would then be
+    /// too long for a name stays as it is, and nobody has it.
     #[must_use]
     pub fn at(self, host: &Host) -> Self {
-        if host.is_docker_hub() && !self.0.contains('/') {
+        let has_room = self.0.len() + "library/".len() <= MAX_REPOSITORY;
+        if host.is_docker_hub() && !self.0.contains('/') && has_room {
             return Self(format!("library/{}", self.0));
         }
         self
@@ -306,6 +320,11 @@ mod tests {
             "[x]:1",
             "::1",
             "[::1]5",
+            "127.1",
+            "010.0.0.1",
+            "1.2.3.256",
+            "a.0:5000",
+            "a.0x1f",
         ] {
             assert!(text.parse::<Host>().is_err(), "{text}");
         }
@@ -332,6 +351,8 @@ mod tests {
         assert_eq!(at("alpine", "docker.io").as_str(), "library/alpine");
         assert_eq!(at("grafana/grafana", "docker.io").as_str(), "grafana/grafana");
         assert_eq!(at("pause", "registry.k8s.io").as_str(), "pause");
+        let longest = at(&"a".repeat(255), "docker.io");
+        assert_eq!(longest.as_str().parse(), Ok(longest));
     }
 
     #[test]

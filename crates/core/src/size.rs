@@ -51,7 +51,8 @@ fn with_decimals(whole: &str, decimals: &str, factor: u64) -> Option<u64> {
     let scale = 10_u128.pow(u32::try_from(decimals.len()).ok()?);
     let whole = u128::from(whole.parse::<u64>().ok()?);
     let decimals = u128::from(decimals.parse::<u64>().ok()?);
-    u64::try_from((whole * scale + decimals) * u128::from(factor) / scale).ok()
+    let scaled = (whole * scale + decimals).checked_mul(u128::from(factor))?;
+    u64::try_from(scaled / scale).ok()
 }
 
 /// An amount of bytes for people: three digits and a binary unit, `1.50 GiB`.
@@ -97,7 +98,18 @@ mod tests {
 
     #[test]
     fn what_is_no_amount_is_refused() {
-        for text in ["", "Mi", "-1", "1m", "1.G", "1e3", "99999999Ti", "1 2", "10%"] {
+        for text in [
+            "",
+            "Mi",
+            "-1",
+            "1m",
+            "1.G",
+            "1e3",
+            "99999999Ti",
+            "7099919590010375746.039919599T",
+            "1 2",
+            "10%",
+        ] {
             assert!(parse_size(text).is_err(), "{text}");
         }
     }

@@ -32,6 +32,8 @@ use url::Url;
 pub use files::{Disk, Files};
 pub use mistake::{Mistake, Place};
 pub use overrides::{Given, Overrides, default_data};
+pub(crate) use upstream::default_url;
+
 pub use reading::{Environment, parse};
 
 /// Everything that `serve` needs to know.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use larder_core::address::{AddressError, Directory};
-use larder_core::name::{Host, ParseReferenceError, ParseRepositoryError, Repository};
+use larder_core::name::{Host, ParseReferenceError, ParseRepositoryError, Reference, Repository};
 use larder_upstream::Settings;
 
 pub use larder_upstream::probe::{Check, Found, Image, Outcome, Progress, Step};
@@ -72,7 +72,10 @@ impl Subject {
             _ => (text, None),
         };
         let repository = name.parse::<Repository>()?.at(self.host());
-        let reference = digest.or(tag).unwrap_or("latest").parse()?;
+        let reference = match digest {
+            Some(digest) => Reference::Digest(digest.parse().map_err(ParseReferenceError::Digest)?),
+            None => tag.unwrap_or("latest").parse()?,
+        };
         Ok(Image { repository, reference })
     }
 

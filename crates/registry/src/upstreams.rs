@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use larder_core::address::{Address, AddressError, Asked, Directory};
-use larder_core::name::{DOCKER_HUB, Named, Repository};
+use larder_core::name::{Named, Repository};
 use larder_core::{Host, Tag};
 use larder_upstream::{Client, Reach, SetupError};
 use parking_lot::Mutex;
-use url::Url;
 
 use crate::config;
 use crate::metrics::{Metrics, UpstreamMetrics};
@@ -215,7 +214,7 @@ impl Upstream {
 /// How `host`, which is `config`'s or one of those it stands for, is asked.
 pub(crate) fn client_settings(config: &config::Upstream, host: &Host) -> larder_upstream::Settings {
     let urls = match config.urls.is_empty() {
-        true => vec![default_url(host)],
+        true => config::default_url(host).into_iter().collect(),
         false => config.urls.clone(),
     };
     larder_upstream::Settings {
@@ -235,12 +234,6 @@ pub(crate) fn client_settings(config: &config::Upstream, host: &Host) -> larder_
         max_requests: config.max_requests,
         max_rate: config.max_rate,
     }
-}
-
-fn default_url(host: &Host) -> Url {
-    let name = if host.is_docker_hub() { "registry-1.docker.io" } else { host.as_str() };
-    let url = format!("https://{name}/");
-    url.parse().unwrap_or_else(|_| unreachable!("`{url}` has a host such as {DOCKER_HUB}"))
 }
 
 impl Standing {

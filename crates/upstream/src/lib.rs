@@ -29,6 +29,8 @@ mod credentials;
 mod docker_config;
 mod error;
 mod exchange;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod header;
 mod limits;
 mod link;

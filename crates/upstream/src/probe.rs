@@ -484,7 +484,6 @@ fn explain(error: &Error, settings: &Settings) -> Failed {
         Error::RateLimited { retry_after: None } => {
             format!("wait and try again, or set `credentials` in {table}")
         }
-        Error::Unavailable { status: Some(407), .. } => "the proxy wants a password".to_owned(),
         Error::Unavailable { status: Some(401 | 403), .. } => {
             "the registry's storage refuses its own signature: look at the clocks, or ask the registry's owner".to_owned()
         }

@@ -131,7 +131,7 @@ struct Fields {
 }
 
 /// Reads the answer of a token service. What is wrong with it is said without quoting it.
-fn parse(text: &[u8]) -> Result<Token, &'static str> {
+pub(crate) fn parse(text: &[u8]) -> Result<Token, &'static str> {
     let fields: Fields =
         serde_json::from_slice(text).map_err(|_| "sent what is no token answer")?;
     let given = |text: Option<String>| text.filter(|text| !text.is_empty());

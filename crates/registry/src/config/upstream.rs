@@ -49,7 +49,7 @@ impl Upstream {
     /// An upstream with the defaults.
     pub(super) fn new(host: HostPattern) -> Self {
         Self {
-            urls: host.exact().map(default_url).into_iter().collect(),
+            urls: host.exact().and_then(default_url).into_iter().collect(),
             host,
             alias: Vec::new(),
             freshness: Duration::from_secs(60),
@@ -75,22 +75,25 @@ impl Upstream {
     }
 }
 
-/// Where a host is asked unless someone says.
-fn default_url(host: &Host) -> Url {
+/// Where a host is asked unless someone says. `None`: it can be in no URL, as it pretends to be
+/// internationalised (`xn--…`) and is not.
+pub(crate) fn default_url(host: &Host) -> Option<Url> {
     let name = match host.as_str() {
         DOCKER_HUB => "registry-1.docker.io",
         name => name,
     };
-    Url::parse(&format!("https://{name}")).expect("a registry's host is a URL's host")
+    Url::parse(&format!("https://{name}")).ok()
 }
 
 /// The host, or hosts, that an upstream is configured for.
 pub(super) fn host(text: &str) -> Result<HostPattern, Wrong> {
-    let pattern: HostPattern = text.parse().map_err(|_| {
+    let no_host = || {
         wrong(format!("`{}` is not a registry's host", shown(text)))
             .write("HOST, HOST:PORT, * for a whole label as in *.gcr.io, or * alone for any host")
-    })?;
+    };
+    let pattern: HostPattern = text.parse().map_err(|_| no_host())?;
     match pattern.exact() {
+        Some(host) if default_url(host).is_none() => Err(no_host()),
         Some(host) if !Host::looks_like(host.as_str()) => {
             Err(wrong(format!("`{host}` has no dot and no port, so no image can name it"))
                 .write("HOST.DOMAIN or HOST:PORT, and the short name as its alias"))

@@ -88,15 +88,14 @@ impl Registry {
                 format!("{} answers 403 to whoever asks from here", answer.who()),
                 "it may let in only some networks: ask the registry's owner",
             )),
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(Failed::new(
+                "the proxy asks for a user name and password",
+                "set it by the environment, as in HTTP_PROXY=http://USER:PASSWORD@HOST:PORT, instead of `proxy`",
+            )),
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
                 Err(self.explain(&answer.into_failure().error))
             }
-            status
-                if status.is_server_error()
-                    || status == StatusCode::PROXY_AUTHENTICATION_REQUIRED =>
-            {
-                Err(self.explain(&answer.into_failure().error))
-            }
+            status if status.is_server_error() => Err(self.explain(&answer.into_failure().error)),
             status => Err(self.no_registry(&status.as_u16().to_string())),
         }
     }

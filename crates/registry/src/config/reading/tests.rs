@@ -244,6 +244,10 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
             "1: upstreams.\"https://ghcr.io\": `https://ghcr.io` is not a registry's host; write HOST, HOST:PORT, * for a whole label as in *.gcr.io, or * alone for any host",
         ),
         (
+            "[upstreams.\"xn--a.io\"]",
+            "1: upstreams.\"xn--a.io\": `xn--a.io` is not a registry's host; write HOST, HOST:PORT, * for a whole label as in *.gcr.io, or * alone for any host",
+        ),
+        (
             "[upstreams.hub]",
             "1: upstreams.hub: `hub` has no dot and no port, so no image can name it; write HOST.DOMAIN or HOST:PORT, and the short name as its alias",
         ),
