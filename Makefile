@@ -63,8 +63,7 @@ test-full: test-deps check licences
 		cargo test --locked --workspace --no-fail-fast
 	$(MAKE) fuzz
 
-# What is found new is kept beside the build, and goes on from there the next time; the seeds in the
-# repository are only read. Our code is safe Rust, so that a sanitizer would only cost time.
+# Our code is safe Rust, so that a sanitizer would only cost time.
 FUZZ := cargo +nightly fuzz
 fuzz:
 	cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
