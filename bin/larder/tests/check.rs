@@ -1,5 +1,7 @@
 //! `larder check`: what it says of upstreams that work and of those that do not.
 
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;

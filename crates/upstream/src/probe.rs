@@ -305,7 +305,7 @@ fn configuration(settings: &Settings) -> Result<Verdict<()>, Failed> {
         Err(error) => Err(Failed {
             what: with_causes(&error),
             advice: format!("mend this in {}", table(settings)),
-            found: Some(found),
+            found: Some(Box::new(found)),
         }),
     }
 }
@@ -338,7 +338,7 @@ impl<T> Verdict<T> {
 struct Failed {
     what: String,
     advice: String,
-    found: Option<Found>,
+    found: Option<Box<Found>>,
 }
 
 impl Failed {
@@ -372,7 +372,7 @@ impl Course<'_> {
                 (Some(value), outcome, what, advice, found)
             }
             Err(Failed { what, advice, found }) => {
-                (None, Outcome::Failed, what, Some(advice), found)
+                (None, Outcome::Failed, what, Some(advice), found.map(|found| *found))
             }
         };
         self.report(Step { check, url: self.url.clone(), outcome, ms, what, advice, found });

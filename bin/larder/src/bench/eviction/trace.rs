@@ -59,7 +59,7 @@ impl Trace {
         let sizes: Vec<u64> = (0..BLOBS).map(|_| size(&mut random)).collect();
         let mut maker = Maker::new(random);
         let mut requests = Vec::with_capacity(n_requests + 1000);
-        for step in 0.. {
+        for step in 0_u64.. {
             if requests.len() >= n_requests {
                 break;
             }
@@ -131,13 +131,13 @@ impl Maker {
         Self { random, images, ranking, popularity, n_scanned: 0 }
     }
 
-    fn step(&mut self, kind: Kind, step: usize, done: f64, requests: &mut Vec<usize>) {
+    fn step(&mut self, kind: Kind, step: u64, done: f64, requests: &mut Vec<usize>) {
         let n_images = self.images.len();
         let popular = self.ranking[self.popularity.pick(&mut self.random)];
         let (image, times) = match kind {
             Kind::Steady => (popular, 1),
             Kind::Drift => {
-                if step % 40 == 0 {
+                if step.is_multiple_of(40) {
                     let top = self.random.random_range(0..n_images / 20);
                     let other = self.random.random_range(0..n_images);
                     self.ranking.swap(top, other);
