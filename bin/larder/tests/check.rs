@@ -1,5 +1,7 @@
 //! `larder check`: what it says of upstreams that work and of those that do not.
 
+#![expect(clippy::unwrap_used, reason = "what a test cannot do without ends it")]
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;

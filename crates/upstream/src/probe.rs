@@ -305,7 +305,7 @@ fn configuration(settings: &Settings) -> Result<Verdict<()>, Failed> {
         Err(error) => Err(Failed {
             what: with_causes(&error),
             advice: format!("mend this in {}", table(settings)),
-            found: Some(found),
+            found: Some(Box::new(found)),
         }),
     }
 }
@@ -338,7 +338,8 @@ impl<T> Verdict<T> {
 struct Failed {
     what: String,
     advice: String,
-    found: Option<Found>,
+    /// Boxed, to keep the size of results in hand.
+    found: Option<Box<Found>>,
 }
 
 impl Failed {
@@ -372,7 +373,7 @@ impl Course<'_> {
                 (Some(value), outcome, what, advice, found)
             }
             Err(Failed { what, advice, found }) => {
-                (None, Outcome::Failed, what, Some(advice), found)
+                (None, Outcome::Failed, what, Some(advice), found.map(|it| *it))
             }
         };
         self.report(Step { check, url: self.url.clone(), outcome, ms, what, advice, found });

@@ -293,7 +293,7 @@ impl Route {
             Ok(stream) => stream,
             Err(error) => {
                 let failed = refused(&error, certificate.as_ref(), &host, settings);
-                return Err(Failed { found: Some(found), ..failed });
+                return Err(Failed { found: Some(Box::new(found)), ..failed });
             }
         };
         let (_, connection) = stream.get_ref();

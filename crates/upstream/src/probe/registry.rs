@@ -208,7 +208,7 @@ impl Registry {
             ),
             error => self.explain(error),
         };
-        Failed { found: Some(found.clone()), ..failed }
+        Failed { found: Some(Box::new(found.clone())), ..failed }
     }
 
     /// Fetches the manifest, and of an index one of its images.
