@@ -338,6 +338,7 @@ impl<T> Verdict<T> {
 struct Failed {
     what: String,
     advice: String,
+    /// Boxed, to keep the size of results in hand.
     found: Option<Box<Found>>,
 }
 
@@ -372,7 +373,7 @@ impl Course<'_> {
                 (Some(value), outcome, what, advice, found)
             }
             Err(Failed { what, advice, found }) => {
-                (None, Outcome::Failed, what, Some(advice), found.map(|found| *found))
+                (None, Outcome::Failed, what, Some(advice), found.map(|it| *it))
             }
         };
         self.report(Step { check, url: self.url.clone(), outcome, ms, what, advice, found });
