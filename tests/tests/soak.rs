@@ -116,6 +116,15 @@ async fn ask_until(
 
 /// Asks for something.
 async fn ask(larder: &Larder, images: &[Image], numbers: &mut Numbers) -> End {
+    // Whoever is cut off before the head of an answer knows that it failed.
+    try_ask(larder, images, numbers).await.unwrap_or(End::Aborted)
+}
+
+async fn try_ask(
+    larder: &Larder,
+    images: &[Image],
+    numbers: &mut Numbers,
+) -> Result<End, Box<dyn std::error::Error + Send + Sync>> {
     let what = numbers.below(10);
     let n = numbers.below(if matches!(what, 6..=8) { N_SOUND } else { N_IMAGES });
     let image = &images[n as usize];
@@ -124,27 +133,28 @@ async fn ask(larder: &Larder, images: &[Image], numbers: &mut Numbers) -> End {
     let tag = format!("/v2/{HOST}/{}/manifests/1", repository(n));
     let by_digest = tag.replace("/1", &format!("/{}", image.digest()));
     let blob_at = blob_path_in(n, blob);
-    match what {
-        0 | 1 => end_of(larder.get(&tag).await, 200, &image.manifest.bytes).await,
-        2 => end_of(larder.get(&by_digest).await, 200, &image.manifest.bytes).await,
-        3..=5 => end_of(larder.get(&blob_at).await, 200, &blob.bytes).await,
+    let get = async |path: &str| larder.request(path).try_send().await;
+    Ok(match what {
+        0 | 1 => end_of(get(&tag).await?, 200, &image.manifest.bytes).await,
+        2 => end_of(get(&by_digest).await?, 200, &image.manifest.bytes).await,
+        3..=5 => end_of(get(&blob_at).await?, 200, &blob.bytes).await,
         6 | 7 => {
             let start = numbers.below(blob.bytes.len() as u64) as usize;
             let left = (blob.bytes.len() - start) as u64;
             let end = start + 1 + numbers.below(left) as usize;
             let range = format!("bytes={start}-{}", end - 1);
-            let response = larder.request(&blob_at).header("range", &range).send().await;
+            let response = larder.request(&blob_at).header("range", &range).try_send().await?;
             end_of(response, 206, &blob.bytes[start..end]).await
         }
         // A piece of an open-ended range.
         8 => {
             let start = numbers.below(blob.bytes.len() as u64) as usize;
             let range = format!("bytes={start}-");
-            let response = larder.request(&blob_at).header("range", &range).send().await;
+            let response = larder.request(&blob_at).header("range", &range).try_send().await?;
             leave(response, 206, &blob.bytes[start..]).await
         }
-        _ => leave(larder.get(&blob_at).await, 200, &[]).await,
-    }
+        _ => leave(get(&blob_at).await?, 200, &[]).await,
+    })
 }
 
 /// Reads all of an answer.

@@ -143,8 +143,9 @@ impl Registry {
         Content::Filling { progress, wanted: self.wanted(ask, digest), length }
     }
 
-    /// Waits until upstream has answered; for a small blob, until it is verified. Returns its
-    /// length, if that is known.
+    /// Waits until there is a byte to send; for a small blob, until it is verified. What fails before
+    /// can still be told by a status, and a runtime that is told goes on to the upstream itself.
+    /// Returns the blob's length, if that is known.
     async fn opened(
         &self,
         ask: &Ask<'_>,
@@ -153,7 +154,9 @@ impl Registry {
     ) -> Result<Option<u64>, Refusal> {
         let is_telling = |progress: &Progress| match &progress.phase {
             Phase::Opening => false,
-            Phase::Streaming(opened) => opened.length.is_none_or(|length| length > SMALL),
+            Phase::Streaming(opened) => {
+                progress.visible > 0 && opened.length.is_none_or(|length| length > SMALL)
+            }
             _ => true,
         };
         let phase = match timeout(PATIENCE, progress.wait_for(is_telling)).await {
