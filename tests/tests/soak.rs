@@ -282,6 +282,7 @@ fn fault(way: Way, gate: &Gate, numbers: &mut Numbers) -> Option<(On, Fault)> {
     })
 }
 
+/// How long a failure, or the time between two, lasts: nothing is waited for, time has to pass.
 async fn weather(numbers: &mut Numbers) {
     tokio::time::sleep(Duration::from_millis(100 + numbers.below(900))).await;
 }
@@ -329,7 +330,7 @@ impl Footprint {
                 return now;
             }
             assert!(Instant::now() < deadline, "{self:?} before, {now:?} after");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::task::yield_now().await;
         }
     }
 }

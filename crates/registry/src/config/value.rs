@@ -161,27 +161,26 @@ pub(super) fn alias(text: &str) -> Result<String, Wrong> {
 }
 
 /// A pattern of repository names, as `globset` reads it.
-/// A glob over tags, which may have capital letters.
-pub(super) fn tag_glob(text: &str) -> Result<String, Wrong> {
-    let instead = "a tag, with * for any part of it, as in v*";
-    let cannot_be = |c: char| c.is_whitespace() || c == ':' || c == '/';
-    if text.is_empty() || text.contains(cannot_be) {
-        return Err(wrong(format!("`{}` matches no tag", shown(text))).write(instead));
-    }
-    match globset::Glob::new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => {
-            let error = error.kind();
-            Err(wrong(format!("`{}` is not a pattern ({error})", shown(text))).write(instead))
-        }
-    }
+pub(super) fn glob(text: &str) -> Result<String, Wrong> {
+    let cannot_be = |c: char| c.is_ascii_uppercase() || c.is_whitespace() || c == ':';
+    pattern(text, "repository", cannot_be, "a name, with * for any part of it, as in library/*")
 }
 
-pub(super) fn glob(text: &str) -> Result<String, Wrong> {
-    let instead = "a name, with * for any part of it, as in library/*";
-    let cannot_be = |c: char| c.is_ascii_uppercase() || c.is_whitespace() || c == ':';
+/// A pattern of tags, which may have capital letters.
+pub(super) fn tag_glob(text: &str) -> Result<String, Wrong> {
+    let cannot_be = |c: char| c.is_whitespace() || c == ':' || c == '/';
+    pattern(text, "tag", cannot_be, "a tag, with * for any part of it, as in v*")
+}
+
+/// A pattern for names of a kind, in which some characters cannot be.
+fn pattern(
+    text: &str,
+    kind: &str,
+    cannot_be: impl Fn(char) -> bool,
+    instead: &str,
+) -> Result<String, Wrong> {
     if text.is_empty() || text.contains(cannot_be) {
-        return Err(wrong(format!("`{}` matches no repository", shown(text))).write(instead));
+        return Err(wrong(format!("`{}` matches no {kind}", shown(text))).write(instead));
     }
     match globset::Glob::new(text) {
         Ok(_) => Ok(text.to_owned()),
