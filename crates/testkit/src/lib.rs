@@ -1,4 +1,5 @@
-//! For tests only: an upstream registry that misbehaves when told to, and images made in memory.
+//! For tests only: an upstream registry that misbehaves when told to, images made in memory, and
+//! real services as child processes.
 //!
 //! ```text
 //! test ── Image ──▶ Upstream (127.0.0.1, its own tasks) ◀── HTTP/1.1 ── what is tested
@@ -8,7 +9,8 @@
 //! - [`image`]: images, indexes and artifacts, from a seed;
 //! - [`upstream`]: the registry, what it counts, and the ways in which it can fail;
 //! - [`gate`]: a point where the upstream waits until a test lets it go on;
-//! - [`blackhole`]: addresses that never answer.
+//! - [`blackhole`]: addresses that never answer;
+//! - [`process`]: child processes; [`postgres`]: the database server as one.
 //!
 //! Nothing here waits for a time to pass, but for a body that is meant to be slow: a test opens a
 //! [`gate::Gate`], or waits for a number of requests. Waits end after [`PATIENCE`] by a panic that says what did not happen. Mistakes of a
@@ -17,11 +19,14 @@
 pub mod blackhole;
 pub mod gate;
 pub mod image;
+pub mod postgres;
+pub mod process;
 pub mod random;
 pub mod upstream;
 
 pub use gate::Gate;
 pub use image::{Content, Image};
+pub use postgres::Postgres;
 pub use upstream::{Fault, Login, On, Upstream};
 
 /// How long a wait may take before it is taken for a failure. Long, because machines that run tests

@@ -1,14 +1,17 @@
 //! Child processes, which end when the test does.
 
+#![allow(clippy::unwrap_used, reason = "in a harness, what cannot go on is a failed test")]
+
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use larder_testkit::patiently;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
+
+use crate::patiently;
 
 /// How much of a child's output a failing test prints.
 const N_LINES_SHOWN: usize = 200;
@@ -106,7 +109,7 @@ impl Process {
     ///
     /// # Panics
     ///
-    /// If the child ends before, or after [`larder_testkit::PATIENCE`].
+    /// If the child ends before, or after [`crate::PATIENCE`].
     pub async fn find<T>(
         &self,
         stream: Stream,
@@ -159,7 +162,7 @@ impl Process {
     ///
     /// # Panics
     ///
-    /// After [`larder_testkit::PATIENCE`].
+    /// After [`crate::PATIENCE`].
     pub async fn wait(&mut self) -> Ended {
         let what = format!("{} ends", self.name);
         patiently(&what, self.ended()).await
@@ -180,6 +183,15 @@ impl Process {
         if self.status.is_none() {
             // It may have ended by itself.
             let _ = self.child.kill();
+            self.reap();
+        }
+    }
+
+    /// Sends `signal` and waits until it is gone, however long that takes.
+    pub fn stop(&mut self, signal: Signal) {
+        if self.status.is_none() {
+            // It may have ended by itself.
+            let _ = kill_process(self.pid(), signal);
             self.reap();
         }
     }
@@ -230,7 +242,7 @@ fn collect(output: &Arc<Output>, stream: Stream, from: impl Read + Send + 'stati
 ///
 /// # Panics
 ///
-/// If it cannot be started, or takes longer than [`larder_testkit::PATIENCE`].
+/// If it cannot be started, or takes longer than [`crate::PATIENCE`].
 pub async fn run(command: &mut Command) -> Ended {
     let name = command.get_program().to_string_lossy().into_owned();
     Process::start(&name, command).wait().await

@@ -1,0 +1,160 @@
+//! A real PostgreSQL server with data of its own.
+
+#![allow(clippy::unwrap_used, reason = "in a harness, what cannot go on is a failed test")]
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::sync::Mutex;
+
+use crate::process::{Process, Stream, peer, run};
+
+/// A server, on a unix socket. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Postgres {
+    server: Process,
+    account: Option<Account>,
+    n_databases: AtomicUsize,
+    folder: TempDir,
+}
+
+/// Whom it runs as where the test is root, which it refuses to be.
+#[derive(Clone, Copy, Debug)]
+struct Account {
+    user: u32,
+    group: u32,
+}
+
+/// The one of [`Postgres::shared`], as long as somebody has it.
+static SHARED: Mutex<Weak<Postgres>> = Mutex::const_new(Weak::new());
+
+impl Postgres {
+    /// Starts an empty one, whose own order of texts is not that of their bytes.
+    ///
+    /// # Panics
+    ///
+    /// If it is not installed or does not start.
+    pub async fn start() -> Self {
+        // Short, as the path of a unix socket must be.
+        let folder = tempfile::Builder::new().prefix("larder-").tempdir().unwrap();
+        let account = rustix::process::getuid().is_root().then(Account::of_package);
+        if let Some(Account { user, group }) = account {
+            chown(folder.path(), Some(user), Some(group)).unwrap();
+        }
+        let mut initdb = command("initdb", account);
+        initdb.arg("-D").arg(folder.path().join("data"));
+        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]);
+        initdb.args(["--locale=C", "--locale-provider=icu", "--icu-locale=en"]);
+        run(&mut initdb).await.expect("initdb");
+        let server = serve(folder.path(), account).await;
+        Self { server, account, n_databases: AtomicUsize::new(0), folder }
+    }
+
+    /// One for all tests of a process that want one at the same time: starting it takes a second.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    pub async fn shared() -> Arc<Self> {
+        let mut shared = SHARED.lock().await;
+        if let Some(running) = shared.upgrade() {
+            return running;
+        }
+        let started = Arc::new(Self::start().await);
+        *shared = Arc::downgrade(&started);
+        started
+    }
+
+    /// Makes an empty database, and returns its URL.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not make it.
+    pub async fn database(&self) -> String {
+        let name = format!("test_{}", self.n_databases.fetch_add(1, Ordering::Relaxed));
+        let mut createdb = command("createdb", None);
+        createdb.arg("--host").arg(self.folder.path()).args(["--port=5432", "--username=postgres"]);
+        run(createdb.arg(&name)).await.expect("createdb");
+        let folder = self.folder.path().to_str().unwrap();
+        format!("postgres://postgres@localhost/{name}?host={folder}&port=5432")
+    }
+
+    /// Kills it, as `kill -9` does, and waits until all of its processes are gone.
+    ///
+    /// # Panics
+    ///
+    /// After [`crate::PATIENCE`].
+    pub async fn kill(&mut self) {
+        self.server.kill();
+        // Its children notice, end, and close what they had of its output.
+        self.server.wait().await;
+    }
+
+    /// Starts it again after [`Self::kill`], with the same data and URLs.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub async fn restart(&mut self) {
+        self.server = serve(self.folder.path(), self.account).await;
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // At once, but with its children.
+        self.server.stop(Signal::QUIT);
+    }
+}
+
+impl Account {
+    /// The one that the package has made.
+    fn of_package() -> Self {
+        let accounts = fs::read_to_string("/etc/passwd").unwrap();
+        let found = accounts.lines().find_map(|line| {
+            let mut fields = line.strip_prefix("postgres:")?.split(':').skip(1);
+            Some(Self { user: fields.next()?.parse().ok()?, group: fields.next()?.parse().ok()? })
+        });
+        found.expect("Debian's postgresql has made the user postgres (make test-deps)")
+    }
+}
+
+/// Starts the server and waits until it takes connections.
+async fn serve(folder: &Path, account: Option<Account>) -> Process {
+    let mut command = command("postgres", account);
+    command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder).args(["-h", "", "-p", "5432"]);
+    // What the kernel has survives a kill. Tests at once need more connections than the usual 100.
+    command.args(["-c", "fsync=off", "-c", "max_connections=300"]);
+    let server = Process::start("postgres", &mut command);
+    let ready = |lines: &[String]| {
+        let ready = |line: &String| line.contains("database system is ready to accept connections");
+        lines.iter().any(ready).then_some(())
+    };
+    server.find(Stream::Stderr, "it takes connections", ready).await;
+    server
+}
+
+/// A command for one of its programs, which Debian keeps in a folder of the version.
+fn command(program: &str, account: Option<Account>) -> Command {
+    let folders = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let newest = folders.map(|entry| entry.path()).max_by_key(version);
+    let installed = newest.map(|it| it.join("bin").join(program)).filter(|path| path.is_file());
+    let mut command = match installed {
+        Some(path) => Command::new(path),
+        None => peer(program, "postgresql"),
+    };
+    // Not the folder of the test, which its account may not enter.
+    command.current_dir("/");
+    if let Some(Account { user, group }) = account {
+        command.uid(user).gid(group);
+    }
+    command
+}
