@@ -1,27 +1,33 @@
-//! What is known about the files: an SQLite database in write-ahead mode.
+//! What is known about the content: in an SQLite file for a store of its own, in PostgreSQL for
+//! replicas that share one. The statements are the same.
 //!
-//! A transaction survives a crash of the process as soon as it is committed, and a loss of power
-//! once the log has been synced (at the next checkpoint at the latest). That is enough: a row that
-//! is lost means that content is fetched again, and a row that claims too much is marked `synced =
-//! 0` and verified at the next start.
+//! SQLite is in write-ahead mode: a transaction survives a crash of the process as soon as it is
+//! committed, and a loss of power once the log has been synced (at the next checkpoint at the
+//! latest). That is enough: a row that is lost means that content is fetched again, and a row that
+//! claims too much is marked `synced = 0` and verified at the next start. One connection writes, a
+//! few read. Each has a thread of its own, so nothing here blocks the runtime; a call costs some 50
+//! µs, which is why the hot paths ask the caches of [`crate::Store`] first.
 //!
-//! One connection writes, a few read. Each has a thread of its own, so nothing here blocks the
-//! runtime; a call costs some 50 µs, which is why the hot paths ask the caches of [`crate::Store`]
-//! first.
+//! In PostgreSQL others write at the same time. So every transaction takes rows in one order, and
+//! none waits for one that waits for it: repositories, contents by digest, memberships by digest,
+//! blobs by digest, the rest. Rows of contents and repositories are never removed.
 
 mod blobs;
 mod members;
 mod partials;
 mod tags;
+#[cfg(test)]
+mod tests;
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use larder_core::Digest;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteSynchronous,
-};
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use sqlx::any::{AnyPoolOptions, install_default_drivers};
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{AnyConnection, AnyPool};
 
 pub use self::blobs::References;
 pub(crate) use self::blobs::{Candidate, Manifest, Unsynced};
@@ -44,68 +50,99 @@ pub enum OpenIndexError {
     Database(#[from] sqlx::Error),
     /// Its schema could not be brought up to date.
     #[error("migrating the index")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
+    Migrate(#[source] MigrateError),
 }
 
-/// How many may read at once; more would only queue for the two or so cores.
+/// How many may read a file at once; more would only queue for the two or so cores.
 const READERS: u32 = 4;
 
-/// How long a statement waits for the lock. Writers of other connections hold it for a checkpoint
-/// at most.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many connections a replica has to a server, which takes a hundred by default: enough for a
+/// dozen replicas.
+const CONNECTIONS: u32 = 8;
+
+/// How long a request waits for a connection to a server before the index counts as away.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+
+/// What each connection to a file is told. It waits for the lock in ms: others hold it for a
+/// checkpoint at most. The cache is in KiB if negative, the log in bytes.
+const PRAGMAS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; \
+                       PRAGMA synchronous = NORMAL; PRAGMA cache_size = -4096; \
+                       PRAGMA journal_size_limit = 67108864";
 
 /// The index of one store. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Index {
-    writer: SqlitePool,
-    readers: SqlitePool,
+    writer: AnyPool,
+    readers: AnyPool,
 }
 
 impl Index {
+    /// Opens the SQLite file at `path`, and makes it if there is none.
     pub(crate) async fn open(path: &Path) -> Result<Self, OpenIndexError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(BUSY_TIMEOUT)
-            .pragma("cache_size", "-4096")
-            .pragma("journal_size_limit", "67108864");
+        install_default_drivers();
         // A connection is a thread of this process: none goes stale, so none is tested or replaced.
         let pool = |n| {
-            let options = SqlitePoolOptions::new().max_connections(n).min_connections(n);
+            let options = AnyPoolOptions::new().max_connections(n).min_connections(n);
+            let options = options.after_connect(|connection, _| {
+                Box::pin(async { sqlx::raw_sql(PRAGMAS).execute(connection).await.map(drop) })
+            });
             options.test_before_acquire(false).idle_timeout(None).max_lifetime(None)
         };
-        let writer = pool(1).connect_with(options.clone()).await?;
-        sqlx::migrate!("./migrations").run(&writer).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::VersionMissing(_) => OpenIndexError::Newer,
-            error => OpenIndexError::Migrate(error),
-        })?;
-        let readers = pool(READERS).connect_with(options.read_only(true)).await?;
+        let writer = pool(1).connect(&sqlite_url(path, "rwc")).await?;
+        migrate(&writer, sqlx::migrate!("./migrations/sqlite")).await?;
+        let readers = pool(READERS).connect(&sqlite_url(path, "ro")).await?;
         Ok(Self { writer, readers })
     }
 
-    /// Closes all connections; the last one moves the log into the database.
+    /// Opens the database at `url`, `postgres://…`, which may be empty. Replicas may do so at once.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the shared tier will open it"))]
+    pub(crate) async fn connect(url: &str) -> Result<Self, OpenIndexError> {
+        install_default_drivers();
+        let options = AnyPoolOptions::new().max_connections(CONNECTIONS);
+        let pool = options.acquire_timeout(CONNECT_WITHIN).connect(url).await?;
+        migrate(&pool, sqlx::migrate!("./migrations/postgres")).await?;
+        Ok(Self { writer: pool.clone(), readers: pool })
+    }
+
+    /// Closes all connections; the last one to a file moves the log into the database.
     pub(crate) async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
     }
 }
 
-async fn content_id(connection: &mut SqliteConnection, digest: &Digest) -> sqlx::Result<i64> {
+/// The URL of a file. All of the path is escaped: none of it is to be taken for a host or a query.
+fn sqlite_url(path: &Path, mode: &str) -> String {
+    format!("sqlite:{}?mode={mode}", percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC))
+}
+
+async fn migrate(pool: &AnyPool, migrator: Migrator) -> Result<(), OpenIndexError> {
+    migrator.run(pool).await.map_err(|error| match error {
+        MigrateError::VersionMissing(_) => OpenIndexError::Newer,
+        error => OpenIndexError::Migrate(error),
+    })
+}
+
+async fn content_id(connection: &mut AnyConnection, digest: &Digest) -> sqlx::Result<i64> {
     let digest = digest.to_string();
-    let known: Option<(i64,)> = sqlx::query_as("SELECT id FROM contents WHERE digest = ?")
-        .bind(&digest)
-        .fetch_optional(&mut *connection)
-        .await?;
-    if let Some((id,)) = known {
+    let find = async |connection: &mut AnyConnection| {
+        let found = sqlx::query_scalar("SELECT id FROM contents WHERE digest = $1");
+        found.bind(&digest).fetch_optional(connection).await
+    };
+    if let Some(id) = find(connection).await? {
         return Ok(id);
     }
-    let (id,): (i64,) = sqlx::query_as("INSERT INTO contents (digest) VALUES (?) RETURNING id")
-        .bind(&digest)
-        .fetch_one(connection)
-        .await?;
-    Ok(id)
+    let inserted = sqlx::query_scalar(
+        "INSERT INTO contents (digest) VALUES ($1) ON CONFLICT DO NOTHING RETURNING id",
+    )
+    .bind(&digest)
+    .fetch_optional(&mut *connection)
+    .await?;
+    match inserted {
+        Some(id) => Ok(id),
+        // Another replica was first.
+        None => find(connection).await?.ok_or(sqlx::Error::RowNotFound),
+    }
 }
 
 fn to_millis(time: SystemTime) -> i64 {

@@ -2,7 +2,7 @@
 
 use larder_core::Digest;
 use larder_core::name::Named;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::AnyConnection;
 
 use super::{Index, IndexError, content_id};
 
@@ -14,8 +14,8 @@ impl Index {
     ) -> Result<bool, IndexError> {
         let row: Option<(i64,)> = sqlx::query_as(
             "SELECT 1 FROM members \
-             WHERE repository = (SELECT id FROM repositories WHERE host = ? AND name = ?) \
-               AND content = (SELECT id FROM contents WHERE digest = ?)",
+             WHERE repository = (SELECT id FROM repositories WHERE host = $1 AND name = $2) \
+               AND content = (SELECT id FROM contents WHERE digest = $3)",
         )
         .bind(repository.host.as_str())
         .bind(repository.repository.as_str())
@@ -37,14 +37,14 @@ impl Index {
             "SELECT contents.digest FROM manifests \
              JOIN contents ON contents.id = manifests.content \
              JOIN members ON members.content = manifests.content \
-             WHERE subject = (SELECT id FROM contents WHERE digest = ?) \
-               AND repository = (SELECT id FROM repositories WHERE host = ? AND name = ?) \
-             ORDER BY manifests.content LIMIT ?",
+             WHERE subject = (SELECT id FROM contents WHERE digest = $1) \
+               AND repository = (SELECT id FROM repositories WHERE host = $2 AND name = $3) \
+             ORDER BY manifests.content LIMIT $4",
         )
         .bind(subject.to_string())
         .bind(repository.host.as_str())
         .bind(repository.repository.as_str())
-        .bind(limit)
+        .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
         Ok(rows.into_iter().filter_map(|(digest,)| digest.parse().ok()).collect())
@@ -59,13 +59,13 @@ impl Index {
     ) -> Result<Vec<Named>, IndexError> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "SELECT host, name FROM repositories \
-             WHERE host || '/' || name > ? AND EXISTS ( \
+             WHERE host || '/' || name > $1 AND EXISTS ( \
                SELECT 1 FROM members JOIN manifests ON manifests.content = members.content \
                WHERE members.repository = repositories.id) \
-             ORDER BY host || '/' || name LIMIT ?",
+             ORDER BY host || '/' || name LIMIT $2",
         )
         .bind(last)
-        .bind(limit)
+        .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
         let named = |(host, name): (String, String)| {
@@ -89,33 +89,40 @@ impl Index {
 }
 
 pub(super) async fn repository_id(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     name: &Named,
 ) -> sqlx::Result<i64> {
-    let known: Option<(i64,)> =
-        sqlx::query_as("SELECT id FROM repositories WHERE host = ? AND name = ?")
+    let find = async |connection: &mut AnyConnection| {
+        sqlx::query_scalar("SELECT id FROM repositories WHERE host = $1 AND name = $2")
             .bind(name.host.as_str())
             .bind(name.repository.as_str())
-            .fetch_optional(&mut *connection)
-            .await?;
-    if let Some((id,)) = known {
+            .fetch_optional(connection)
+            .await
+    };
+    if let Some(id) = find(connection).await? {
         return Ok(id);
     }
-    let (id,): (i64,) =
-        sqlx::query_as("INSERT INTO repositories (host, name) VALUES (?, ?) RETURNING id")
-            .bind(name.host.as_str())
-            .bind(name.repository.as_str())
-            .fetch_one(connection)
-            .await?;
-    Ok(id)
+    let inserted = sqlx::query_scalar(
+        "INSERT INTO repositories (host, name) VALUES ($1, $2) \
+         ON CONFLICT DO NOTHING RETURNING id",
+    )
+    .bind(name.host.as_str())
+    .bind(name.repository.as_str())
+    .fetch_optional(&mut *connection)
+    .await?;
+    match inserted {
+        Some(id) => Ok(id),
+        // Another replica was first.
+        None => find(connection).await?.ok_or(sqlx::Error::RowNotFound),
+    }
 }
 
 pub(super) async fn put_member(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     repository: i64,
     content: i64,
 ) -> sqlx::Result<()> {
-    sqlx::query("INSERT OR IGNORE INTO members (repository, content) VALUES (?, ?)")
+    sqlx::query("INSERT INTO members (repository, content) VALUES ($1, $2) ON CONFLICT DO NOTHING")
         .bind(repository)
         .bind(content)
         .execute(connection)

@@ -23,12 +23,15 @@ impl Index {
         now: SystemTime,
     ) -> Result<u64, IndexError> {
         let mut transaction = self.writer.begin().await?;
-        let replaced: Option<(i64,)> = sqlx::query_as("SELECT size FROM partials WHERE digest = ?")
-            .bind(digest.to_string())
-            .fetch_optional(&mut *transaction)
-            .await?;
+        let replaced: Option<(i64,)> =
+            sqlx::query_as("SELECT size FROM partials WHERE digest = $1")
+                .bind(digest.to_string())
+                .fetch_optional(&mut *transaction)
+                .await?;
         sqlx::query(
-            "INSERT OR REPLACE INTO partials (digest, size, prefix, parked_at) VALUES (?, ?, ?, ?)",
+            "INSERT INTO partials (digest, size, prefix, parked_at) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (digest) DO UPDATE SET size = excluded.size, \
+               prefix = excluded.prefix, parked_at = excluded.parked_at",
         )
         .bind(digest.to_string())
         .bind(parked.size.cast_signed())
@@ -43,7 +46,7 @@ impl Index {
     /// The beginning of a blob, which is forgotten: who takes it has its file.
     pub(crate) async fn take_parked(&self, digest: &Digest) -> Result<Option<Parked>, IndexError> {
         let row: Option<(i64, String)> =
-            sqlx::query_as("DELETE FROM partials WHERE digest = ? RETURNING size, prefix")
+            sqlx::query_as("DELETE FROM partials WHERE digest = $1 RETURNING size, prefix")
                 .bind(digest.to_string())
                 .fetch_optional(&self.writer)
                 .await?;
@@ -59,17 +62,17 @@ impl Index {
         limit: u32,
     ) -> Result<Vec<Digest>, IndexError> {
         let rows: Vec<(String,)> = sqlx::query_as(
-            "SELECT digest FROM partials WHERE parked_at < ? ORDER BY parked_at LIMIT ?",
+            "SELECT digest FROM partials WHERE parked_at < $1 ORDER BY parked_at LIMIT $2",
         )
         .bind(to_millis(time))
-        .bind(limit)
+        .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
         Ok(rows.into_iter().filter_map(|(digest,)| digest.parse().ok()).collect())
     }
 
     pub(crate) async fn is_parked(&self, digest: &Digest) -> Result<bool, IndexError> {
-        let row: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM partials WHERE digest = ?")
+        let row: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM partials WHERE digest = $1")
             .bind(digest.to_string())
             .fetch_optional(&self.readers)
             .await?;

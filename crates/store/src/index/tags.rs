@@ -31,8 +31,8 @@ impl Index {
         let row: Option<(String, String, i64, i64)> = sqlx::query_as(
             "SELECT digest, media_type, size, checked_at \
              FROM tags JOIN contents ON contents.id = tags.content \
-             WHERE repository = (SELECT id FROM repositories WHERE host = ? AND name = ?) \
-               AND tag = ? AND variant = ?",
+             WHERE repository = (SELECT id FROM repositories WHERE host = $1 AND name = $2) \
+               AND tag = $3 AND variant = $4",
         )
         .bind(repository.host.as_str())
         .bind(repository.repository.as_str())
@@ -62,9 +62,12 @@ impl Index {
         let content = content_id(&mut transaction, &record.digest).await?;
         put_member(&mut transaction, repository, content).await?;
         sqlx::query(
-            "INSERT OR REPLACE INTO tags \
+            "INSERT INTO tags \
              (repository, tag, variant, content, media_type, size, checked_at) \
-             VALUES (?, ?, ?, ?, ?, ?, ?)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7) \
+             ON CONFLICT (repository, tag, variant) DO UPDATE \
+             SET content = excluded.content, media_type = excluded.media_type, \
+               size = excluded.size, checked_at = excluded.checked_at",
         )
         .bind(repository)
         .bind(tag.as_str())
@@ -82,8 +85,8 @@ impl Index {
     /// Forgets every variant of a tag.
     pub(crate) async fn remove_tag(&self, repository: &Named, tag: &Tag) -> Result<(), IndexError> {
         sqlx::query(
-            "DELETE FROM tags WHERE tag = ? \
-             AND repository = (SELECT id FROM repositories WHERE host = ? AND name = ?)",
+            "DELETE FROM tags WHERE tag = $1 \
+             AND repository = (SELECT id FROM repositories WHERE host = $2 AND name = $3)",
         )
         .bind(tag.as_str())
         .bind(repository.host.as_str())
@@ -102,13 +105,13 @@ impl Index {
     ) -> Result<Vec<String>, IndexError> {
         let rows: Vec<(String,)> = sqlx::query_as(
             "SELECT DISTINCT tag FROM tags \
-             WHERE repository = (SELECT id FROM repositories WHERE host = ? AND name = ?) \
-               AND tag > ? ORDER BY tag LIMIT ?",
+             WHERE repository = (SELECT id FROM repositories WHERE host = $1 AND name = $2) \
+               AND tag > $3 ORDER BY tag LIMIT $4",
         )
         .bind(repository.host.as_str())
         .bind(repository.repository.as_str())
         .bind(last)
-        .bind(limit)
+        .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
         Ok(rows.into_iter().map(|(tag,)| tag).collect())
