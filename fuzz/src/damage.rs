@@ -106,7 +106,7 @@ async fn template() -> Template {
 }
 
 async fn open(directory: &Path) -> Result<Store, larder_store::OpenError> {
-    Store::open(Settings { directory: directory.to_owned(), budget: None }).await
+    Store::open(Settings::new(directory.to_owned())).await
 }
 
 async fn look(directory: &Path, template: &Template, is_blob_damaged: bool) {

@@ -14,6 +14,7 @@
 //! - [`referrer`]: what refers to an image;
 //! - [`freshness`]: when a tag's answer may be given without asking upstream;
 //! - [`eviction`]: what goes first when the budget is full;
+//! - [`retention`]: how long content may go unused, and what must stay;
 //! - [`size`]: amounts of bytes as people write them.
 
 pub mod address;
@@ -25,6 +26,7 @@ pub mod media;
 pub mod name;
 pub mod range;
 pub mod referrer;
+pub mod retention;
 pub mod route;
 pub mod size;
 

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use larder_core::address::HostPattern;
+use larder_core::retention::{ImagePattern, OfUpstream, RepositoryPattern, Retention, Ttl};
 use larder_upstream::{ClientCertificate, Credentials};
 use url::Url;
 
@@ -47,10 +48,17 @@ pub struct Config {
     pub data: PathBuf,
     /// Whether no upstream may be asked at all: what is stored is served, the rest is 404.
     pub offline: bool,
-    /// How much the store may hold. Default: no limit.
+    /// How much the store may hold. Default: what the disk has.
     pub budget: Option<Budget>,
-    /// How long unused content is kept. `None` in this version: the key is refused.
-    pub ttl: Option<Duration>,
+    /// Down to which share of the budget eviction goes once it has begun, in percent: 1 to 100.
+    /// Default 90.
+    pub low_watermark: u8,
+    /// How long content may go unused for which no upstream says otherwise. Default: for ever.
+    pub ttl: Ttl,
+    /// How long a manifest may go unused that no tag names any more. Default 30 days.
+    pub untagged_ttl: Ttl,
+    /// Images that are kept whatever happens.
+    pub pins: Vec<ImagePattern>,
     /// The certificate of `listen`. Default: none, plain HTTP.
     pub tls: Option<TlsFiles>,
     /// The upstream (host or alias) of a request that names none. Default `docker.io`, where that
@@ -61,6 +69,24 @@ pub struct Config {
     /// All upstreams: exact hosts by name, then wildcards, the one with fewest `*` first. Each
     /// host pattern and each alias is there once.
     pub upstreams: Vec<Upstream>,
+}
+
+impl Config {
+    /// What is kept in the store, and for how long.
+    pub fn retention(&self) -> Retention {
+        let of_upstream = |upstream: &Upstream| OfUpstream {
+            hosts: upstream.host.clone(),
+            ttl: upstream.ttl,
+            repositories: upstream.repositories.clone(),
+            quota: upstream.quota,
+        };
+        Retention {
+            ttl: self.ttl,
+            superseded: self.untagged_ttl,
+            upstreams: self.upstreams.iter().map(of_upstream).collect(),
+            pins: self.pins.clone(),
+        }
+    }
 }
 
 /// One address that is listened on: `127.0.0.1:5000`, or `127.0.0.1:5000=docker.io`.
@@ -126,9 +152,12 @@ pub struct Upstream {
     pub client_certificate: Option<ClientCertificate>,
     /// Whether upstream's certificate is not checked at all.
     pub insecure_skip_verify: bool,
-    /// The most bytes this upstream's content may take. `None` in this version: the key is
-    /// refused.
+    /// The most bytes that what was fetched from this upstream may take on the disk.
     pub quota: Option<u64>,
+    /// How long its content may go unused. Default: as [`Config::ttl`] says.
+    pub ttl: Option<Ttl>,
+    /// The repositories for which another time counts; the first that matches.
+    pub repositories: Vec<(RepositoryPattern, Ttl)>,
     /// Connections for one large blob, 1 to 16. Default 1.
     pub parallel: u8,
     /// Networks that are not public and may be reached all the same. Only for the upstream `*`;

@@ -182,7 +182,8 @@ async fn open_store(config: &Config) -> Result<Store, RunError> {
             Some(size.map_err(volume)? / 100 * u64::from(percent))
         }
     };
-    Ok(Store::open(larder_store::Settings { directory, budget }).await?)
+    let (low_watermark, retention) = (config.low_watermark, config.retention());
+    Ok(Store::open(larder_store::Settings { directory, budget, low_watermark, retention }).await?)
 }
 
 /// The bytes of the volume that a directory is on; the directory is made if it is missing.

@@ -315,8 +315,10 @@ mod tests {
     #[tokio::test]
     async fn every_metric_is_in_the_document_with_its_labels() {
         let directory = tempfile::tempdir().unwrap();
-        let settings =
-            larder_store::Settings { directory: directory.path().to_owned(), budget: Some(1) };
+        let settings = larder_store::Settings {
+            budget: Some(1),
+            ..larder_store::Settings::new(directory.path().to_owned())
+        };
         let store = Store::open(settings).await.unwrap();
         let mut registry = Registry::with_prefix("larder");
         let metrics = Metrics::register(&mut registry, store.clone());

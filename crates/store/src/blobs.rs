@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::file::SharedFile;
-use crate::index::{IndexError, Manifest};
+use crate::index::{IndexError, Manifest, Stored};
 use crate::layout::RemoveOnDrop;
 use crate::staging::Placed;
 use crate::work::{Slow, blocking, finish};
@@ -108,6 +108,7 @@ impl Store {
     }
 
     fn readable(&self, digest: Digest, len: u64, file: Arc<Slow<File>>) -> Blob {
+        self.0.reading.note(&digest, &file);
         Blob { digest, len, file: self.share(file), used: Arc::default() }
     }
 
@@ -121,7 +122,8 @@ impl Store {
     ) -> Result<Blob, IndexError> {
         let Placed { digest, file, len, .. } = placed;
         let now = SystemTime::now();
-        self.add(self.index().put_blob(digest, *len, repository, manifest, now).await?);
+        let stored = Stored { len: *len, room: self.room(*len), now, order: *self.0.order.lock() };
+        self.add(self.index().put_blob(digest, stored, repository, manifest).await?);
         let blob = self.readable(digest.clone(), *len, Arc::clone(file));
         // Manifests have a cache of their own, and need no open file.
         match manifest {
@@ -172,7 +174,7 @@ impl Store {
         }
     }
 
-    fn forget_cached(&self, digest: &Digest) {
+    pub(crate) fn forget_cached(&self, digest: &Digest) {
         self.0.blobs.invalidate(digest);
         self.0.manifests.invalidate(digest);
     }
@@ -274,7 +276,7 @@ mod tests {
 
     async fn store_with_a_blob() -> (tempfile::TempDir, Store, Blob) {
         let directory = tempfile::tempdir().unwrap();
-        let settings = Settings { directory: directory.path().to_owned(), budget: None };
+        let settings = Settings::new(directory.path().to_owned());
         let store = Store::open(settings).await.unwrap();
         let named = Named { host: "a.io".parse().unwrap(), repository: "b".parse().unwrap() };
         let staging = store.stage(&Digest::sha256_of(b"")).await.unwrap();

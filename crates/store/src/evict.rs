@@ -1,49 +1,58 @@
-//! Keeps the store within its budget.
+//! Keeps the store within its budget, and lets go what has gone unused for too long.
 //!
-//! When more is stored than the budget allows, blobs and kept beginnings go in the order of their
-//! last use, until a tenth of the budget is free again: that way eviction comes in batches and not
-//! once per blob.
-//! Whoever is reading a blob goes on reading it; its bytes are freed by the operating system when
-//! the last reader is done.
+//! - `sweep`: what goes, and why;
+//! - here: when that is asked, and how what goes is removed.
+//!
+//! When more is stored than the budget allows, or the disk is nearly full, eviction goes on down to
+//! the low watermark: that way it comes in batches and not once per blob. Nothing here waits for a
+//! reader or makes one wait: a blob that is being read is passed over, and everything goes in small
+//! transactions.
 
-use std::io;
-use std::path::Path;
+mod sweep;
+
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use larder_core::Digest;
+use larder_core::eviction::Order;
+use larder_core::manifest::Manifest;
+use larder_core::retention::{ImagePattern, Retention, Ttl, distinct};
 use larder_core::size::human_size;
 use tracing::{info, warn};
 
-use crate::index::Candidate;
-use crate::work::blocking;
+use self::sweep::Sweep;
+use crate::layout::RemoveOnDrop;
+use crate::space::Volume;
+use crate::work::{Slow, blocking, finish};
 use crate::{Store, StoreError};
 
-/// How often uses are written down, and old beginnings looked for.
-const PERIOD: Duration = Duration::from_secs(30);
+pub use self::sweep::{Gone, Reason, Swept};
 
-/// How many candidates are asked for at once.
-const BATCH: u32 = 64;
+/// How often uses are written down, and space is looked at.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// How often content is looked for that has gone unused for too long, at most and at least: a tenth
+/// of the shortest time that counts, in between.
+const EXPIRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 
 /// How many uses are written down in one transaction; a commit waits for one at most, some 20 ms.
-const USES_AT_ONCE: usize = 500;
+const USES_AT_ONCE: usize = 200;
 
-/// The size in bytes of the volume that holds `directory`.
-///
-/// # Errors
-///
-/// What the operating system says; the directory is missing, most likely.
-pub fn volume_size(directory: &Path) -> io::Result<u64> {
-    let volume = rustix::fs::statvfs(directory)?;
-    Ok(volume.f_blocks.saturating_mul(volume.f_frsize))
-}
+/// How many manifests are read in one go, to learn what they are made of.
+const UNREAD_AT_ONCE: u32 = 100;
 
-/// Writes down uses and keeps the budget, until the store closes.
+/// The part of what is stored that goes when the disk is full in the middle of a write.
+const RELIEF: u64 = 20;
+
+/// Writes down uses and keeps budget and times, until the store closes.
 pub(crate) async fn run(store: Store) {
-    let mut period = tokio::time::interval(PERIOD);
-    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    report("reading what manifests are made of", store.learn_parts().await);
+    let mut next_expiry = Instant::now();
     loop {
+        let period = PERIOD.min(next_expiry.saturating_duration_since(Instant::now()));
         let closing = tokio::select! {
-            _ = period.tick() => false,
+            () = tokio::time::sleep(period) => false,
             () = store.0.over_budget.notified() => false,
             () = store.0.closing.cancelled() => true,
         };
@@ -51,7 +60,15 @@ pub(crate) async fn run(store: Store) {
         report("writing down what was used", write_uses(&store).await);
         let dropped = store.drop_old_beginnings(SystemTime::now()).await;
         report("removing old beginnings", dropped);
-        report("keeping the store's budget", keep_budget(&store).await);
+        if next_expiry <= Instant::now() && !closing {
+            report("removing what has gone unused", store.expire().await);
+            let interval = match store.retention().shortest() {
+                Ttl::After(ttl) => (ttl / 10).clamp(EXPIRY.0, EXPIRY.1),
+                Ttl::Never => EXPIRY.1,
+            };
+            next_expiry = Instant::now() + interval;
+        }
+        report("keeping the store's budget", store.keep_budget().await);
         // Without this, files that nobody reads any more stay open until the next lookup.
         store.0.blobs.run_pending_tasks();
         if closing {
@@ -67,95 +84,186 @@ fn report(what: &'static str, done: Result<(), StoreError>) {
 }
 
 async fn write_uses(store: &Store) -> Result<(), StoreError> {
+    let order = *store.0.order.lock();
     for uses in store.0.uses.take().chunks(USES_AT_ONCE) {
-        store.index().set_used(uses).await?;
+        store.index().set_used(uses, order).await?;
     }
     Ok(())
 }
 
-async fn keep_budget(store: &Store) -> Result<(), StoreError> {
-    let Some(budget) = store.0.budget.filter(|budget| store.usage().bytes > *budget) else {
-        return Ok(());
-    };
-    let (mut n_removed, mut n_bytes) = (0_u64, 0);
-    while let excess @ 1.. = excess(store.usage().bytes, budget) {
-        let victims = cover(excess, store.index().least_recently_used(BATCH).await?);
-        if victims.is_empty() {
-            break;
-        }
-        for victim in victims {
-            let removed = remove(store, &victim).await?;
-            store.0.evicted.fetch_add(removed, Ordering::Relaxed);
-            n_removed += 1;
-            n_bytes += removed;
-        }
-        store.0.blobs.run_pending_tasks();
-    }
-    let (n_bytes, budget) = (human_size(n_bytes), human_size(budget));
-    info!("evicted {n_removed} blobs of {n_bytes} to keep the budget of {budget}");
-    Ok(())
-}
-
-/// How many bytes have to go when eviction has begun, so that a tenth of the budget is free.
-fn excess(bytes: u64, budget: u64) -> u64 {
-    bytes.saturating_sub(budget - budget / 10)
-}
-
-/// The first candidates, as many as cover `excess` bytes.
-fn cover(excess: u64, candidates: Vec<Candidate>) -> Vec<Candidate> {
-    let mut covered = 0;
-    let mut is_needed = |it: &Candidate| {
-        let needed = covered < excess;
-        covered += it.size;
-        needed
-    };
-    candidates.into_iter().take_while(|it| is_needed(it)).collect()
-}
-
-/// Removes one; returns the bytes that it was counted with.
-pub(crate) async fn remove(store: &Store, victim: &Candidate) -> Result<u64, StoreError> {
-    if victim.is_beginning {
-        return store.drop_beginning(&victim.digest).await;
-    }
-    let name = store.lock(&victim.digest).await;
-    let Some((file, size)) = store.take_out(&victim.digest).await? else {
-        return Ok(0);
-    };
-    drop(name);
-    // One after the other, so that no more is on disk than is counted, and one file.
-    blocking(move || drop(file.into_inner())).await;
-    Ok(size)
-}
-
-#[cfg(test)]
-mod tests {
-    use larder_core::Digest;
-
-    use super::*;
-
-    #[test]
-    fn a_tenth_of_the_budget_becomes_free_and_no_more() {
-        assert_eq!(excess(1001, 1000), 101);
-        assert_eq!(excess(901, 1000), 1);
-        assert_eq!(excess(900, 1000), 0);
-        // A beginning may have been taken meanwhile.
-        assert_eq!(excess(10, 1000), 0);
-    }
-
-    #[test]
-    fn no_more_is_removed_than_covers_the_excess() {
-        let covered = |excess, sizes: &[u64]| {
-            let candidate = |size: &u64| Candidate {
-                digest: Digest::sha256_of(b""),
-                size: *size,
-                is_beginning: false,
-            };
-            cover(excess, sizes.iter().map(candidate).collect()).len()
+impl Store {
+    /// Removes what has to go now: what has gone unused for too long, and what is beyond a quota or
+    /// the budget. With `is_dry` nothing is removed, only said.
+    ///
+    /// # Errors
+    ///
+    /// The index or the disk refuses; what was removed before is gone.
+    pub async fn collect(&self, is_dry: bool) -> Result<Swept, StoreError> {
+        let store = self.clone();
+        let collect = async move {
+            report("writing down what was used", write_uses(&store).await);
+            let _turn = store.0.sweeping.lock().await;
+            let mut sweep = Sweep::begin(&store, is_dry).await?;
+            sweep.expire().await?;
+            sweep.keep_quotas().await?;
+            sweep.keep_budget(store.limits().await?).await?;
+            sweep.end().await
         };
-        assert_eq!(covered(10, &[4, 6, 1]), 2);
-        assert_eq!(covered(11, &[4, 6, 1]), 3);
-        assert_eq!(covered(1, &[4, 6, 1]), 1);
-        assert_eq!(covered(0, &[4]), 0);
-        assert_eq!(covered(100, &[4]), 1);
+        finish(self.tasks(), collect).await
+    }
+
+    async fn expire(&self) -> Result<(), StoreError> {
+        let _turn = self.0.sweeping.lock().await;
+        let mut sweep = Sweep::begin(self, false).await?;
+        sweep.expire().await?;
+        sweep.keep_quotas().await?;
+        tell(&sweep.end().await?, "of what has gone unused for too long");
+        self.forget_names().await
+    }
+
+    async fn keep_budget(&self) -> Result<(), StoreError> {
+        let limits = self.limits().await?;
+        if self.usage().bytes <= limits.high {
+            return Ok(());
+        }
+        let _turn = self.0.sweeping.lock().await;
+        let mut sweep = Sweep::begin(self, false).await?;
+        sweep.keep_budget(limits).await?;
+        tell(&sweep.end().await?, &format!("to keep the budget of {}", human_size(limits.high)));
+        self.index().trim_gone(Order::memory(limits.high)).await?;
+        Ok(())
+    }
+
+    /// Frees some space because the disk is full; how many bytes.
+    pub(crate) async fn relieve(&self, needed: u64) -> Result<u64, StoreError> {
+        let _turn = self.0.sweeping.lock().await;
+        let used = self.usage().bytes;
+        let low = used.saturating_sub(needed.max(used / RELIEF));
+        let mut sweep = Sweep::begin(self, false).await?;
+        sweep.keep_budget(Limits { high: low, low }).await?;
+        let swept = sweep.end().await?;
+        tell(&swept, "because the disk is full");
+        Ok(swept.bytes())
+    }
+
+    /// How much may be stored at this moment.
+    async fn limits(&self) -> Result<Limits, StoreError> {
+        let (root, budget) = (self.layout().root().to_owned(), self.0.budget);
+        let volume = blocking(move || Volume::of(&root)).await;
+        let volume = volume.map_err(|source| StoreError::io("measuring the disk", source))?;
+        let high = volume.limit(self.usage().bytes, budget);
+        Ok(Limits { high, low: high / 100 * u64::from(self.0.low_watermark) })
+    }
+
+    /// What is kept, and for how long.
+    pub fn retention(&self) -> Arc<Retention> {
+        Arc::clone(&self.0.retention.read())
+    }
+
+    /// Changes what is kept and for how long, also for what is stored already.
+    pub fn set_retention(&self, retention: Retention) {
+        *self.0.retention.write() = Arc::new(retention);
+        self.0.over_budget.notify_one();
+    }
+
+    /// Has images stay until they are unpinned.
+    ///
+    /// # Errors
+    ///
+    /// The index can't remember it.
+    pub async fn pin(&self, pattern: &ImagePattern) -> Result<(), StoreError> {
+        Ok(self.index().put_pin(pattern, SystemTime::now()).await?)
+    }
+
+    /// Takes a pin back; whether there was such a one. Those of the configuration stay.
+    ///
+    /// # Errors
+    ///
+    /// The index can't forget it.
+    pub async fn unpin(&self, pattern: &ImagePattern) -> Result<bool, StoreError> {
+        Ok(self.index().remove_pin(pattern).await?)
+    }
+
+    /// All pins: those of the configuration first, then the others, in the order of their text.
+    ///
+    /// # Errors
+    ///
+    /// The index can't say.
+    pub async fn pins(&self) -> Result<Vec<ImagePattern>, StoreError> {
+        let stored = self.index().pins().await?;
+        Ok(distinct(self.retention().pins.iter().cloned().chain(stored)))
+    }
+
+    /// Removes blobs: takes them out of the index and out of their places at once, and frees their
+    /// bytes. Returns what they were counted with.
+    pub(crate) async fn remove(
+        &self,
+        victims: &[(i64, Option<u32>)],
+        digests: &[Digest],
+    ) -> Result<u64, StoreError> {
+        let names = self.0.names.lock_all(digests).await;
+        let removed = self.index().remove_blobs(victims, SystemTime::now()).await?;
+        let mut room = 0;
+        let mut moves = Vec::with_capacity(removed.len());
+        for blob in removed {
+            room += blob.room;
+            self.subtract(blob.room);
+            self.0.removals.fetch_add(1, Ordering::SeqCst);
+            self.forget_cached(&blob.digest);
+            let (path, aside) = (self.layout().blob(&blob.digest), self.layout().new_staging());
+            moves.push((path, self.slow(RemoveOnDrop::new(aside))));
+        }
+        let files = blocking(move || {
+            for (path, aside) in &moves {
+                if let Err(error) = std::fs::rename(path, aside.path())
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
+                    warn!(%error, "removing {}", path.display());
+                }
+            }
+            moves.into_iter().map(|(_, aside)| aside).collect::<Vec<_>>()
+        })
+        .await;
+        drop(names);
+        // Freeing the bytes of a large file takes long; by now nobody waits for it.
+        blocking(move || files.into_iter().map(Slow::into_inner).for_each(drop)).await;
+        self.0.blobs.run_pending_tasks();
+        self.0.evicted.fetch_add(room, Ordering::Relaxed);
+        Ok(room)
+    }
+
+    /// Reads the manifests of which it is not known yet what they are made of.
+    async fn learn_parts(&self) -> Result<(), StoreError> {
+        loop {
+            let unread = self.index().unread_manifests(UNREAD_AT_ONCE).await?;
+            if unread.is_empty() || self.0.closing.is_cancelled() {
+                return Ok(());
+            }
+            for digest in unread {
+                let manifest = self.peek_manifest(&digest).await?;
+                let parsed = manifest.and_then(|bytes| Manifest::parse(&bytes).ok());
+                let children = parsed.iter().flat_map(|it| it.children());
+                let parts: Vec<_> = children.map(|child| child.digest.clone()).collect();
+                self.index().put_parts(&digest, &parts).await?;
+            }
+        }
+    }
+
+    /// Forgets what is known of contents that nothing here refers to any more.
+    async fn forget_names(&self) -> Result<(), StoreError> {
+        Ok(self.index().forget_names(SystemTime::now(), &self.0.closing).await?)
+    }
+}
+
+/// How much may be stored, in bytes: beyond `high` it goes down to `low`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    high: u64,
+    low: u64,
+}
+
+fn tell(swept: &Swept, why: &str) {
+    if swept.count() > 0 {
+        info!("removed {} blobs of {} {why}", swept.count(), human_size(swept.bytes()));
     }
 }

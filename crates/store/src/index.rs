@@ -15,9 +15,11 @@
 mod blobs;
 mod members;
 mod partials;
+mod pins;
 mod tags;
 #[cfg(test)]
 mod tests;
+pub(crate) mod turns;
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -30,7 +32,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{AnyConnection, AnyPool};
 
 pub use self::blobs::References;
-pub(crate) use self::blobs::{Candidate, Manifest, Unsynced};
+pub(crate) use self::blobs::{Manifest, Stored, Unsynced};
 pub(crate) use self::partials::Parked;
 pub use self::tags::TagRecord;
 

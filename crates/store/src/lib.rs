@@ -4,7 +4,8 @@
 //! - [`Store::blob`], [`SharedFile`]: bytes on their way out;
 //! - [`Store::manifest`], [`Store::put_manifest`]: manifests, which are small, and served whole;
 //! - [`Store::is_member`]: which repository may serve what;
-//! - [`Store::tag`]: what tags named when upstream was last asked.
+//! - [`Store::tag`]: what tags named when upstream was last asked;
+//! - [`Store::collect`], [`Store::pin`]: what goes, and what stays.
 //!
 //! Promises:
 //! - a blob that a lookup finds has the bytes of its name, also after a crash at any point;
@@ -23,7 +24,9 @@ mod layout;
 mod manifests;
 mod names;
 mod partial;
+mod reading;
 mod recover;
+mod space;
 mod staging;
 mod sync;
 mod tags;
@@ -36,7 +39,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use larder_core::Digest;
+use larder_core::eviction::Order;
 use larder_core::name::Named;
+use larder_core::retention::Retention;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{MutexGuard, Notify};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -45,13 +51,16 @@ use crate::buffers::Buffers;
 use crate::index::Index;
 use crate::layout::Layout;
 use crate::names::Names;
+use crate::reading::Reading;
+use crate::space::Volume;
 use crate::work::{Slow, blocking};
 
 pub use crate::blobs::Blob;
-pub use crate::evict::volume_size;
+pub use crate::evict::{Gone, Reason, Swept};
 pub use crate::file::SharedFile;
 pub use crate::index::{IndexError, OpenIndexError, References, TagRecord};
 pub use crate::manifests::StoredManifest;
+pub use crate::space::volume_size;
 pub use crate::staging::{CommitError, Prefix, Staging, WriteError};
 
 /// How a store is opened.
@@ -59,8 +68,19 @@ pub use crate::staging::{CommitError, Prefix, Staging, WriteError};
 pub struct Settings {
     /// The directory; made if it is missing.
     pub directory: PathBuf,
-    /// How many bytes it may hold; `None`: as many as the volume has.
+    /// How many bytes of the disk it may take; `None`: as many as the volume has.
     pub budget: Option<u64>,
+    /// Down to which share of the budget eviction goes once it has begun, in percent: 1 to 100.
+    pub low_watermark: u8,
+    /// What is kept, and for how long.
+    pub retention: Retention,
+}
+
+impl Settings {
+    /// A store without budget, from which nothing goes for its age.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, budget: None, low_watermark: 90, retention: Retention::default() }
+    }
 }
 
 /// A store that is open. Cheap to clone; [`Store::close`] ends it.
@@ -81,9 +101,17 @@ struct Inner {
     /// The same for `tags`: goes up when one has changed.
     tag_changes: AtomicU64,
     uses: blobs::Uses,
-    /// Bytes of blobs and kept beginnings.
+    reading: Reading,
+    /// What blobs and kept beginnings take of the disk, in bytes.
     total: AtomicU64,
+    /// The bytes of which files take whole ones.
+    volume: Volume,
     budget: Option<u64>,
+    low_watermark: u8,
+    retention: RwLock<Arc<Retention>>,
+    order: Mutex<Order>,
+    /// One sweep at a time.
+    sweeping: tokio::sync::Mutex<()>,
     evicted: AtomicU64,
     over_budget: Notify,
     unsynced: Notify,
@@ -158,11 +186,11 @@ impl StoreError {
 /// What a store holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all blobs, manifests and kept beginnings.
+    /// What all blobs, manifests and kept beginnings take of the disk, in bytes.
     pub bytes: u64,
-    /// Bytes that it may hold.
+    /// How much that may be.
     pub budget: Option<u64>,
-    /// Bytes removed since it was opened, to keep the budget.
+    /// What was removed since it was opened, in bytes of the disk.
     pub evicted: u64,
 }
 
@@ -184,7 +212,13 @@ impl Store {
         let in_directory = |source| OpenError::Index { directory: settings.directory, source };
         let index = Index::open(&layout.index()).await.map_err(in_directory)?;
         recover::verify_unsynced(&layout, &index).await.map_err(OpenError::Recover)?;
-        let total = index.total().await.map_err(|error| OpenError::Recover(error.into()))?;
+        let recover = |error: IndexError| OpenError::Recover(error.into());
+        let total = index.total().await.map_err(recover)?;
+        let order = index.order().await.map_err(recover)?;
+        let root = layout.root().to_owned();
+        let volume = blocking(move || Volume::of(&root)).await;
+        let measure = |source| OpenError::Recover(StoreError::io("measuring the disk", source));
+        let volume = volume.map_err(measure)?;
 
         let store = Self(Arc::new(Inner {
             layout,
@@ -204,8 +238,14 @@ impl Store {
             removals: AtomicU64::new(0),
             tag_changes: AtomicU64::new(0),
             uses: blobs::Uses::default(),
+            reading: Reading::default(),
             total: AtomicU64::new(total),
+            volume,
             budget: settings.budget,
+            low_watermark: settings.low_watermark.clamp(1, 100),
+            retention: RwLock::new(Arc::new(settings.retention)),
+            order: Mutex::new(order),
+            sweeping: tokio::sync::Mutex::new(()),
             evicted: AtomicU64::new(0),
             over_budget: Notify::new(),
             unsynced: Notify::new(),
@@ -310,6 +350,17 @@ impl Store {
 
     pub(crate) fn share(&self, file: Arc<Slow<File>>) -> SharedFile {
         SharedFile::new(file, self.0.buffers.clone())
+    }
+
+    /// What a file of `len` bytes takes of the disk.
+    pub(crate) fn room(&self, len: u64) -> u64 {
+        self.0.volume.room(len)
+    }
+
+    /// Whether a blob of `len` bytes can be stored at all, if everything else goes.
+    pub fn fits(&self, len: u64) -> bool {
+        let room = self.room(len);
+        room <= self.0.volume.size && self.0.budget.is_none_or(|budget| room <= budget)
     }
 
     pub(crate) fn add(&self, bytes: u64) {

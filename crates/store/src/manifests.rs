@@ -76,6 +76,14 @@ impl Store {
         }
     }
 
+    /// The bytes of a stored manifest, which does not count as a use; `None` if they are lost.
+    pub(crate) async fn peek_manifest(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
+        match self.find_manifest(digest).await? {
+            Found::Whole(manifest) => Ok(Some(manifest.bytes.clone())),
+            Found::Nothing | Found::Lost(_) => Ok(None),
+        }
+    }
+
     /// At most `limit` stored manifests of `repository` whose subject is `subject`. One that cannot
     /// be read is left out.
     ///

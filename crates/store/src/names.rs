@@ -4,12 +4,14 @@
 //! forgets it, keeps a beginning) holds the name's lock meanwhile; lookups take no lock, and
 //! whoever of them finds a row without its file looks again with the lock held.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
 
 use larder_core::Digest;
 use tokio::sync::{Mutex, MutexGuard};
 
-/// How many locks there are. Names share them, so nobody may hold two.
+/// How many locks there are. Names share them: who needs several takes them all at once, by
+/// [`Names::lock_all`].
 const LOCKS: usize = 256;
 
 /// The locks of all names.
@@ -21,8 +23,22 @@ pub(crate) struct Names {
 impl Names {
     /// Waits until nobody else changes what is stored under `digest`.
     pub(crate) async fn lock(&self, digest: &Digest) -> MutexGuard<'_, ()> {
-        let hash = self.choice.hash_one(digest);
-        self.locks[(hash % LOCKS as u64) as usize].lock().await
+        self.locks[self.place(digest)].lock().await
+    }
+
+    /// The same for several. They are taken in one order by everybody, so that nobody waits in a
+    /// circle.
+    pub(crate) async fn lock_all(&self, digests: &[Digest]) -> Vec<MutexGuard<'_, ()>> {
+        let places: BTreeSet<_> = digests.iter().map(|digest| self.place(digest)).collect();
+        let mut locks = Vec::with_capacity(places.len());
+        for place in places {
+            locks.push(self.locks[place].lock().await);
+        }
+        locks
+    }
+
+    fn place(&self, digest: &Digest) -> usize {
+        (self.choice.hash_one(digest) % LOCKS as u64) as usize
     }
 }
 
@@ -41,14 +57,13 @@ mod tests {
     use larder_core::name::Named;
 
     use super::*;
-    use crate::evict::remove;
-    use crate::index::Candidate;
+    use crate::index::turns::FIRST;
     use crate::{Settings, Staging, Store};
 
     #[tokio::test]
     async fn nothing_changes_under_a_name_that_somebody_holds() {
         let directory = tempfile::tempdir().unwrap();
-        let settings = Settings { directory: directory.path().to_owned(), budget: None };
+        let settings = Settings::new(directory.path().to_owned());
         let store = Store::open(settings).await.unwrap();
         let named = Named { host: "a.io".parse().unwrap(), repository: "b".parse().unwrap() };
         let digest = Digest::sha256_of(b"ab");
@@ -56,12 +71,17 @@ mod tests {
         let half = staged(&store, b"a").await;
         waits(&store, &digest, async { half.park().await.unwrap() }).await;
         waits(&store, &digest, async {
-            assert_eq!(store.drop_beginning(&digest).await.unwrap(), 1)
+            assert_eq!(store.drop_beginning(&digest).await.unwrap(), store.room(1))
         })
         .await;
         let whole = staged(&store, b"ab").await;
         waits(&store, &digest, async { drop(whole.commit(None, &named).await.unwrap()) }).await;
-        let evict = async { assert_eq!(remove(&store, &victim(&digest)).await.unwrap(), 2) };
+        let content =
+            store.index().unused_since(std::time::SystemTime::now() + DAY, FIRST, 9).await;
+        let victims = [(content.unwrap()[0].content, None)];
+        let evict = async {
+            assert!(store.remove(&victims, std::slice::from_ref(&digest)).await.unwrap() > 0);
+        };
         waits(&store, &digest, evict).await;
     }
 
@@ -91,7 +111,5 @@ mod tests {
         staging.write(vec![Bytes::from_static(bytes)]).await.unwrap()
     }
 
-    fn victim(digest: &Digest) -> Candidate {
-        Candidate { digest: digest.clone(), size: 2, is_beginning: false }
-    }
+    const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
 }

@@ -61,7 +61,7 @@ impl Store {
             let Some(parked) = store.index().take_parked(&digest).await? else {
                 return Ok(None);
             };
-            store.subtract(parked.size);
+            store.subtract(parked.room);
             let (from, to) = (store.layout().parked(&digest), store.layout().new_staging());
             let path = store.slow(RemoveOnDrop::new(to.clone()));
             if let Err(error) = blocking(move || std::fs::rename(from, to)).await {
@@ -111,7 +111,7 @@ impl Store {
             return Ok(0);
         };
         blocking(move || drop(path.into_inner())).await;
-        Ok(parked.size)
+        Ok(parked.room)
     }
 }
 
@@ -129,7 +129,11 @@ impl Staging {
         let store = self.store.clone();
         let park = async move {
             let digest = self.expected.clone();
-            let parked = Parked { size: self.len, prefix: self.hasher.clone().finish() };
+            let parked = Parked {
+                size: self.len,
+                room: self.store.room(self.len),
+                prefix: self.hasher.clone().finish(),
+            };
             let io = |source| StoreError::io("keeping the beginning of a blob", source);
             let staging = blocking(move || self.sync_beginning()).await.map_err(io)?;
             let store = staging.store.clone();
@@ -138,7 +142,7 @@ impl Staging {
             let replaced = store.index().put_parked(&digest, &parked, SystemTime::now()).await?;
             path.into_inner().keep();
             store.subtract(replaced);
-            store.add(parked.size);
+            store.add(parked.room);
             Ok(())
         };
         finish(store.tasks(), park).await

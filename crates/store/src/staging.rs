@@ -35,6 +35,10 @@ use crate::layout::RemoveOnDrop;
 use crate::work::{Slow, blocking, finish};
 use crate::{Blob, IndexError, Store};
 
+/// How often others are removed for one write. Bytes that are freed may go to others at once; beyond
+/// this many times there are too many of them.
+const MAX_RELIEFS: u32 = 3;
+
 /// A blob that is being written and that no lookup finds yet.
 ///
 /// Dropping a `Staging` removes its file, soon after.
@@ -143,21 +147,46 @@ impl Staging {
         self.store.share(Arc::clone(&self.file))
     }
 
-    /// Appends `chunks`, in their order, and hands the staging back.
+    /// Appends `chunks`, in their order, and hands the staging back. If the disk is full, others go
+    /// first.
     ///
     /// # Errors
     ///
-    /// [`WriteError`]: the disk refused (full, most likely). The staging is gone, since part of the
-    /// bytes may be in the file; the error has the good beginning.
+    /// [`WriteError`]: the disk refused, or is full of what must stay. The staging is gone, since
+    /// part of the bytes may be in the file; the error has the good beginning.
     pub async fn write(self, chunks: Vec<Bytes>) -> Result<Self, WriteError> {
+        let n_bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        let (mut staging, mut written) = self.try_write(&chunks).await;
+        for _ in 0..MAX_RELIEFS {
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    let freed = staging.store.relieve(n_bytes).await;
+                    if !freed.is_ok_and(|freed| freed > 0) {
+                        written = Err(error);
+                        break;
+                    }
+                    (staging, written) = staging.try_write(&chunks).await;
+                }
+                _ => break,
+            }
+        }
+        match written {
+            Ok(()) => Ok(staging),
+            Err(source) => Err(WriteError { prefix: Box::new(staging.into_prefix()), source }),
+        }
+    }
+
+    async fn try_write(self, chunks: &[Bytes]) -> (Self, io::Result<()>) {
+        let chunks = chunks.to_vec();
         blocking(move || self.write_blocking(&chunks)).await
     }
 
-    fn write_blocking(mut self, chunks: &[Bytes]) -> Result<Self, WriteError> {
+    /// After an error the staging is as it was: what it has beyond its length does not count.
+    fn write_blocking(mut self, chunks: &[Bytes]) -> (Self, io::Result<()>) {
         let mut at = self.len;
         for chunk in chunks {
             if let Err(source) = self.file.write_all_at(chunk, at) {
-                return Err(WriteError { prefix: Box::new(self.into_prefix()), source });
+                return (self, Err(source));
             }
             at += chunk.len() as u64;
         }
@@ -165,7 +194,7 @@ impl Staging {
             self.hasher.update(chunk);
         }
         self.len = at;
-        Ok(self)
+        (self, Ok(()))
     }
 
     fn into_prefix(self) -> Prefix {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use larder_core::Tag;
 use larder_core::name::Named;
@@ -75,7 +76,7 @@ impl Store {
     ///
     /// The index can't forget it, and the tag may be found again with the age it had.
     pub async fn remove_tag(&self, repository: &Arc<Named>, tag: &Tag) -> Result<(), StoreError> {
-        let removed = self.index().remove_tag(repository, tag).await;
+        let removed = self.index().remove_tag(repository, tag, SystemTime::now()).await;
         self.0.tag_changes.fetch_add(1, Ordering::SeqCst);
         let (store, repository, tag) = (self.clone(), Arc::clone(repository), tag.clone());
         // Looking through the cache takes milliseconds when it is full.
@@ -118,7 +119,7 @@ mod tests {
     #[tokio::test]
     async fn what_a_tag_named_before_it_changed_is_not_remembered() {
         let directory = tempfile::tempdir().unwrap();
-        let settings = Settings { directory: directory.path().to_owned(), budget: None };
+        let settings = Settings::new(directory.path().to_owned());
         let store = Store::open(settings).await.unwrap();
         let named = Named { host: "a.io".parse().unwrap(), repository: "b".parse().unwrap() };
         let (named, tag, variant) = (Arc::new(named), "v1".parse::<Tag>().unwrap(), Arc::from(""));

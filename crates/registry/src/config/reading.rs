@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use larder_core::address::Directory;
 use larder_core::name::{DOCKER_HUB, Host};
+use larder_core::retention::{ImagePattern, Retention, Ttl};
 use larder_upstream::MAX_URLS;
 use toml::de::DeTable;
 use url::Url;
@@ -18,6 +19,10 @@ use super::overrides::{Given, Overrides};
 use super::upstream::{self, Configured};
 use super::value::{self, shown};
 use super::{Budget, Config, Listener, TlsFiles, Upstream, builtin};
+
+/// Down to which share of the budget eviction goes, in percent: often enough that it stays short, and
+/// not so often that each blob waits for another to go.
+const LOW_WATERMARK: u8 = 90;
 
 /// What a configuration depends on besides its file.
 pub struct Environment<'e> {
@@ -68,6 +73,10 @@ struct Draft {
     data: Option<Located<PathBuf>>,
     offline: Option<Located<bool>>,
     budget: Option<Located<Budget>>,
+    low_watermark: Option<Located<u8>>,
+    ttl: Option<Located<Ttl>>,
+    untagged_ttl: Option<Located<Ttl>>,
+    pins: Vec<ImagePattern>,
     tls_cert: Option<Located<PathBuf>>,
     tls_key: Option<Located<PathBuf>>,
     default_upstream: Option<Located<String>>,
@@ -85,7 +94,6 @@ impl Draft {
     fn read(mut root: Section<'_>, files: &dyn Files, mistakes: &mut Mistakes) -> Self {
         only(&mut root, mistakes, "storage", "disk");
         only(&mut root, mistakes, "index", "sqlite");
-        later(&mut root, mistakes, "ttl", "remove it; `budget` bounds the store");
         later(&mut root, mistakes, "public_url", "remove it; links in answers are relative");
         let has_builtin = boolean(&mut root, mistakes, "builtin_upstreams");
         let draft = Self {
@@ -97,6 +105,10 @@ impl Draft {
                 let budget = budget(&node);
                 mistakes.keep(node.at, budget)
             }),
+            low_watermark: text(&mut root, mistakes, "low_watermark", value::percent),
+            ttl: text(&mut root, mistakes, "ttl", value::ttl),
+            untagged_ttl: text(&mut root, mistakes, "untagged_ttl", value::ttl),
+            pins: pins(&mut root, mistakes),
             tls_cert: text(&mut root, mistakes, "tls_cert", value::path),
             tls_key: text(&mut root, mistakes, "tls_key", value::path),
             default_upstream: text(&mut root, mistakes, "default_upstream", |text| {
@@ -303,13 +315,17 @@ impl Draft {
             }
         };
         let tls = self.tls_cert.zip(self.tls_key);
+        let usual = Retention::default();
         Config {
             listen,
             admin: self.admin.map_or_else(default_admin, |it| it.value),
             data: self.data.map_or_else(|| environment.default_data.clone(), |it| it.value),
             offline: self.offline.is_some_and(|it| it.value),
             budget: self.budget.map(|it| it.value),
-            ttl: None,
+            low_watermark: self.low_watermark.map_or(LOW_WATERMARK, |it| it.value),
+            ttl: self.ttl.map_or(usual.ttl, |it| it.value),
+            untagged_ttl: self.untagged_ttl.map_or(usual.superseded, |it| it.value),
+            pins: self.pins,
             tls: tls.map(|(cert, key)| TlsFiles { cert: cert.value, key: key.value }),
             default_upstream,
             hosts: self.hosts.into_iter().map(|(name, it)| (name, it.value)).collect(),
@@ -390,6 +406,16 @@ fn listeners(node: &Node<'_>, mistakes: &mut Mistakes) -> Vec<Located<Listener>>
         mistakes.keep(item.at, listener)
     };
     items.into_iter().filter_map(keep).collect()
+}
+
+/// Images that are kept: one, or a list.
+fn pins(root: &mut Section<'_>, mistakes: &mut Mistakes) -> Vec<ImagePattern> {
+    let Some(node) = root.take("pins") else { return Vec::new() };
+    let keep = |item: Node<'_>| {
+        let pattern = item.text().and_then(value::image_pattern);
+        mistakes.keep(item.at, pattern).map(|it| it.value)
+    };
+    node.items().into_iter().filter_map(keep).collect()
 }
 
 fn budget(node: &Node<'_>) -> Result<Budget, Wrong> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use larder_core::address::HostPattern;
 use larder_core::name::{DOCKER_HUB, Host};
+use larder_core::retention::{RepositoryPattern, Ttl};
 use larder_process::tls;
 use larder_upstream::{ClientCertificate, Credentials, Secret};
 use url::Url;
@@ -62,6 +63,8 @@ impl Upstream {
             client_certificate: None,
             insecure_skip_verify: false,
             quota: None,
+            ttl: None,
+            repositories: Vec::new(),
             parallel: 1,
             tags: Vec::new(),
             addresses: Vec::new(),
@@ -157,7 +160,9 @@ impl<'d> Reader<'d, '_> {
             ca: self.ca(),
             client_certificate: self.client_certificate(),
             insecure_skip_verify: self.boolean("insecure_skip_verify"),
-            quota: None,
+            quota: self.quota(),
+            ttl: self.text("ttl", value::ttl),
+            repositories: self.repositories(),
             parallel: self.count("parallel", MAX_PARALLEL).unwrap_or(default.parallel),
             allow: values(self.texts("allow", value::glob)),
             deny: values(self.texts("deny", value::glob)),
@@ -177,11 +182,6 @@ impl<'d> Reader<'d, '_> {
             }
         };
         self.text("access", access);
-        if let Some(node) = self.section.take("quota") {
-            let later = wrong("is not available in this version");
-            self.mistakes
-                .note(&node.at, later.advise("remove it, or set `budget` for all upstreams"));
-        }
     }
 
     fn refuse_for_wildcard(&mut self, is_wildcard: bool, key: &str, at: Option<&At>) {
@@ -238,8 +238,28 @@ impl<'d> Reader<'d, '_> {
 
     /// How long the answers for some tags count.
     fn tags(&mut self) -> Vec<TagFreshness> {
-        let Some(node) = self.section.take("tags") else { return Vec::new() };
-        let mut tags = Vec::new();
+        let missing = || {
+            wrong("must say which tags, and how long their answers count")
+                .write("{ match = \"v*\", freshness = \"forever\" }")
+        };
+        self.rules("tags", missing, |reader| {
+            let matching = reader.text("match", value::tag_glob);
+            let freshness = reader.text("freshness", value::freshness);
+            let (matching, freshness) = matching.zip(freshness)?;
+            Some(TagFreshness { matching, freshness })
+        })
+    }
+
+    /// The tables of `key`, each read by `read`, which finds all it needs or leaves a mistake;
+    /// `missing` is said of one that lacks a part.
+    fn rules<T>(
+        &mut self,
+        key: &'static str,
+        missing: impl Fn() -> Wrong,
+        read: impl Fn(&mut Reader<'d, '_>) -> Option<T>,
+    ) -> Vec<T> {
+        let Some(node) = self.section.take(key) else { return Vec::new() };
+        let mut rules = Vec::new();
         for item in node.items() {
             let Some(section) = self.mistakes.keep(item.at.clone(), item.section()) else {
                 continue;
@@ -247,23 +267,39 @@ impl<'d> Reader<'d, '_> {
             let n_before = self.mistakes.len();
             let mut reader =
                 Reader { section: section.value, files: self.files, mistakes: &mut *self.mistakes };
-            let matching = reader.text("match", value::tag_glob);
-            let freshness = reader.text("freshness", value::freshness);
+            let rule = read(&mut reader);
             let Reader { section, .. } = reader;
             section.finish(self.mistakes);
-            match (matching, freshness) {
-                (Some(matching), Some(freshness)) => {
-                    tags.push(TagFreshness { matching, freshness });
-                }
-                _ if self.mistakes.len() > n_before => {}
-                _ => self.mistakes.note(
-                    &item.at,
-                    wrong("must say which tags, and how long their answers count")
-                        .write("{ match = \"v*\", freshness = \"forever\" }"),
-                ),
+            match rule {
+                Some(rule) => rules.push(rule),
+                None if self.mistakes.len() > n_before => {}
+                None => self.mistakes.note(&item.at, missing()),
             }
         }
-        tags
+        rules
+    }
+
+    /// How many bytes what was fetched may take.
+    fn quota(&mut self) -> Option<u64> {
+        let node = self.section.take("quota")?;
+        let quota = match node.integer() {
+            Some(bytes) => value::quota(&bytes.to_string()),
+            None => node.text().and_then(value::quota),
+        };
+        self.mistakes.keep(node.at, quota).map(|it| it.value)
+    }
+
+    /// How long the content of some repositories may go unused.
+    fn repositories(&mut self) -> Vec<(RepositoryPattern, Ttl)> {
+        let missing = || {
+            wrong("must say which repositories, and how long their content may go unused")
+                .write("{ match = \"library/*\", ttl = \"30d\" }")
+        };
+        self.rules("repositories", missing, |reader| {
+            let matching = reader.text("match", value::repository_pattern);
+            let ttl = reader.text("ttl", value::ttl);
+            matching.zip(ttl)
+        })
     }
 
     fn addresses(&mut self, is_any: bool) -> Vec<IpNet> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use larder_core::name::{Host, Repository};
+use larder_core::retention::{ImagePattern, ParseImagePatternError, RepositoryPattern, Ttl};
 use larder_core::size::parse_size;
 use url::Url;
 
@@ -57,6 +58,38 @@ pub(super) fn budget(text: &str) -> Result<Budget, Wrong> {
         Ok(bytes) => Ok(Budget::Bytes(bytes)),
         Err(_) => Err(advise(wrong(format!("`{}` is not an amount of bytes", shown(text))))),
     }
+}
+
+/// `90%`
+pub(super) fn percent(text: &str) -> Result<u8, Wrong> {
+    let number = text.trim().strip_suffix('%').and_then(|percent| percent.trim().parse().ok());
+    number.filter(|percent| (1..=100).contains(percent)).ok_or_else(|| {
+        wrong(format!("`{}` is no share of the budget", shown(text))).write("1% to 100%")
+    })
+}
+
+/// `100GB`
+pub(super) fn quota(text: &str) -> Result<u64, Wrong> {
+    let bytes = parse_size(text).ok().filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| {
+        wrong(format!("`{}` is not an amount of bytes", shown(text))).write("bytes as in 100GB")
+    })
+}
+
+/// How long content may go unused; `0` is for ever.
+pub(super) fn ttl(text: &str) -> Result<Ttl, Wrong> {
+    match text.trim() {
+        "0" => Ok(Ttl::Never),
+        _ => duration(text).map(Ttl::from_duration),
+    }
+}
+
+/// `HOST/NAME`, `HOST/NAME:TAG`, `HOST/NAME@DIGEST`
+pub(super) fn image_pattern(text: &str) -> Result<ImagePattern, Wrong> {
+    text.parse().map_err(|error: ParseImagePatternError| {
+        let advice = "HOST/NAME, HOST/NAME:TAG or HOST/NAME@DIGEST, with * for any part of it";
+        wrong(shown_all(&error.to_string())).write(advice)
+    })
 }
 
 /// `90s`, `1h 30m`
@@ -166,6 +199,13 @@ pub(super) fn glob(text: &str) -> Result<String, Wrong> {
     pattern(text, "repository", cannot_be, "a name, with * for any part of it, as in library/*")
 }
 
+/// The same, ready to be used.
+pub(super) fn repository_pattern(text: &str) -> Result<RepositoryPattern, Wrong> {
+    let text = glob(text)?;
+    RepositoryPattern::parse(&text)
+        .map_err(|error| wrong(format!("`{}` is not a pattern ({error})", shown(&text))))
+}
+
 /// A pattern of tags, which may have capital letters.
 pub(super) fn tag_glob(text: &str) -> Result<String, Wrong> {
     let cannot_be = |c: char| c.is_whitespace() || c == ':' || c == '/';
@@ -189,6 +229,11 @@ fn pattern(
             Err(wrong(format!("`{}` is not a pattern ({error})", shown(text))).write(instead))
         }
     }
+}
+
+/// A sentence of which nothing changes a terminal.
+fn shown_all(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
 /// At most 80 letters of `text`, none of which changes a terminal.

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::SystemTime;
 
 use larder_core::Digest;
+use larder_core::eviction::{Order, Queue};
 use larder_core::name::Named;
 use sqlx::AnyConnection;
 
 use super::members::{put_member, repository_id};
+use super::turns::queue_number;
 use super::{Index, IndexError, content_id, to_millis};
 
 /// A manifest's place in the index, next to its being a blob.
@@ -36,13 +38,16 @@ pub(crate) struct Unsynced {
     stored_at: i64,
 }
 
-/// Something that may go, so that the budget is kept.
-#[derive(Clone, Debug)]
-pub(crate) struct Candidate {
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    /// Whether it is a kept beginning, and no blob.
-    pub(crate) is_beginning: bool,
+/// A blob whose file is at its place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stored {
+    /// In bytes.
+    pub(crate) len: u64,
+    /// What it takes of the disk, in bytes.
+    pub(crate) room: u64,
+    pub(crate) now: SystemTime,
+    /// Says where it stands.
+    pub(crate) order: Order,
 }
 
 impl Index {
@@ -64,14 +69,13 @@ impl Index {
 
     /// Records a blob whose file is at its place, as a member of `repository` and not yet synced.
     ///
-    /// Returns the bytes that the index did not count before.
+    /// Returns the bytes of the disk that the index did not count before.
     pub(crate) async fn put_blob(
         &self,
         digest: &Digest,
-        size: u64,
+        stored: Stored,
         repository: &Named,
         manifest: Option<&Manifest>,
-        now: SystemTime,
     ) -> Result<u64, IndexError> {
         let mut transaction = self.writer.begin().await?;
         let connection = &mut *transaction;
@@ -88,37 +92,36 @@ impl Index {
             put_member(connection, repository, contents[member]).await?;
         }
         let content = contents[digest];
-        let added = put_row(connection, content, size, now).await?;
+        let added = put_row(connection, content, repository, stored).await?;
         if let Some(manifest) = manifest {
             let subject = subject.map(|subject| contents[subject]);
             put_manifest(connection, content, &manifest.media_type, subject).await?;
+            let parts = manifest.references.children.iter().collect::<BTreeSet<_>>();
+            put_parts(connection, content, parts.into_iter().map(|part| contents[part])).await?;
         }
         transaction.commit().await?;
         Ok(added)
     }
 
-    /// Forgets that a blob is stored; its name and memberships stay. Returns its size, or `None` if
-    /// it was not stored.
+    /// Forgets that a blob is stored; its name and memberships stay. Returns what it took of
+    /// the disk, or `None` if it was not stored.
     pub(crate) async fn remove_blob(&self, digest: &Digest) -> Result<Option<u64>, IndexError> {
         let mut transaction = self.writer.begin().await?;
         let connection = &mut *transaction;
         let digest = digest.to_string();
         let row: Option<(i64, i64)> = sqlx::query_as(
             "DELETE FROM blobs WHERE content = (SELECT id FROM contents WHERE digest = $1) \
-             RETURNING content, size",
+             RETURNING content, room",
         )
         .bind(&digest)
         .fetch_optional(&mut *connection)
         .await?;
-        let Some((content, size)) = row else {
+        let Some((content, room)) = row else {
             return Ok(None);
         };
-        sqlx::query("DELETE FROM manifests WHERE content = $1")
-            .bind(content)
-            .execute(&mut *connection)
-            .await?;
+        remove_manifest(connection, content).await?;
         transaction.commit().await?;
-        Ok(Some(size.cast_unsigned()))
+        Ok(Some(room.cast_unsigned()))
     }
 
     /// At most `limit` blobs that may not survive a loss of power, in the order of their `content`
@@ -158,45 +161,32 @@ impl Index {
         Ok(())
     }
 
-    /// At most `limit` blobs and kept beginnings, those first that have gone unused longest.
-    pub(crate) async fn least_recently_used(
-        &self,
-        limit: u32,
-    ) -> Result<Vec<Candidate>, IndexError> {
-        let rows: Vec<(String, i64, i64)> = sqlx::query_as(
-            "SELECT digest, size, is_beginning FROM ( \
-               SELECT * FROM (SELECT digest, size, used_at, 0 AS is_beginning \
-                 FROM blobs JOIN contents ON contents.id = blobs.content \
-                 ORDER BY used_at LIMIT $1) AS unused \
-               UNION ALL \
-               SELECT * FROM (SELECT digest, size, parked_at, 1 \
-                 FROM partials ORDER BY parked_at LIMIT $1) AS parked) AS candidates \
-             ORDER BY used_at LIMIT $1",
+    /// At most `limit` manifests of which it is not known what they are made of.
+    pub(crate) async fn unread_manifests(&self, limit: u32) -> Result<Vec<Digest>, IndexError> {
+        let rows: Vec<(String,)> = sqlx::query_as(
+            "SELECT digest FROM manifests JOIN contents ON contents.id = manifests.content \
+             WHERE parts_known = 0 ORDER BY manifests.content LIMIT $1",
         )
         .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
-        let candidate = |(digest, size, is_beginning): (String, i64, i64)| {
-            let (size, is_beginning) = (size.cast_unsigned(), is_beginning != 0);
-            Some(Candidate { digest: digest.parse().ok()?, size, is_beginning })
-        };
-        Ok(rows.into_iter().filter_map(candidate).collect())
+        Ok(rows.into_iter().filter_map(|(digest,)| digest.parse().ok()).collect())
     }
 
-    pub(crate) async fn set_used(&self, uses: &[(Digest, SystemTime)]) -> Result<(), IndexError> {
-        let mut uses: Vec<_> = uses.iter().collect();
-        uses.sort();
+    /// Records what a stored manifest is made of.
+    pub(crate) async fn put_parts(
+        &self,
+        manifest: &Digest,
+        parts: &[Digest],
+    ) -> Result<(), IndexError> {
         let mut transaction = self.writer.begin().await?;
-        for (digest, used_at) in uses {
-            sqlx::query(
-                "UPDATE blobs SET used_at = $1 \
-                 WHERE content = (SELECT id FROM contents WHERE digest = $2)",
-            )
-            .bind(to_millis(*used_at))
-            .bind(digest.to_string())
-            .execute(&mut *transaction)
-            .await?;
+        let mut contents = BTreeMap::new();
+        for name in parts.iter().chain([manifest]).collect::<BTreeSet<_>>() {
+            contents.insert(name, content_id(&mut transaction, name).await?);
         }
+        let parts = parts.iter().collect::<BTreeSet<_>>();
+        let parts = parts.into_iter().map(|part| contents[part]);
+        put_parts(&mut transaction, contents[manifest], parts).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -214,11 +204,11 @@ impl Index {
         Ok(rows.into_iter().filter_map(|(digest,)| digest.parse().ok()).collect())
     }
 
-    /// Bytes of all blobs and kept beginnings.
+    /// What all blobs and kept beginnings take of the disk, in bytes.
     pub(crate) async fn total(&self) -> Result<u64, IndexError> {
         let (total,): (i64,) = sqlx::query_as(
-            "SELECT CAST((SELECT coalesce(sum(size), 0) FROM blobs) \
-                  + (SELECT coalesce(sum(size), 0) FROM partials) AS BIGINT)",
+            "SELECT CAST((SELECT coalesce(sum(room), 0) FROM blobs) \
+                  + (SELECT coalesce(sum(room), 0) FROM partials) AS BIGINT)",
         )
         .fetch_one(&self.readers)
         .await?;
@@ -245,34 +235,84 @@ async fn put_manifest(
     Ok(())
 }
 
-/// Puts one row into `blobs`; returns the bytes that were not counted before.
+/// Records what a manifest is made of.
+async fn put_parts(
+    connection: &mut AnyConnection,
+    manifest: i64,
+    parts: impl Iterator<Item = i64>,
+) -> sqlx::Result<()> {
+    for part in parts {
+        sqlx::query("INSERT INTO parts (manifest, child) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            .bind(manifest)
+            .bind(part)
+            .execute(&mut *connection)
+            .await?;
+    }
+    sqlx::query("UPDATE manifests SET parts_known = 1 WHERE content = $1")
+        .bind(manifest)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Forgets that a content was a manifest, if it was one.
+pub(super) async fn remove_manifest(
+    connection: &mut AnyConnection,
+    content: i64,
+) -> sqlx::Result<()> {
+    for statement in
+        ["DELETE FROM manifests WHERE content = $1", "DELETE FROM parts WHERE manifest = $1"]
+    {
+        sqlx::query(statement).bind(content).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Puts one row into `blobs`; returns the bytes of the disk that were not counted before. What was
+/// stored already stands where it stood; what went lately, where that puts it.
 async fn put_row(
     connection: &mut AnyConnection,
     content: i64,
-    size: u64,
-    now: SystemTime,
+    repository: i64,
+    stored: Stored,
 ) -> sqlx::Result<u64> {
+    let Stored { len, room, now, order } = stored;
     let now = to_millis(now);
     let updated = sqlx::query(
         "UPDATE blobs SET size = $2, stored_at = $3, used_at = $3, synced = 0 WHERE content = $1",
     )
     .bind(content)
-    .bind(size.cast_signed())
+    .bind(len.cast_signed())
     .bind(now)
     .execute(&mut *connection)
     .await?;
     if updated.rows_affected() > 0 {
         return Ok(0);
     }
+    let gone: Option<(i64,)> = sqlx::query_as("DELETE FROM gone WHERE content = $1 RETURNING uses")
+        .bind(content)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let remembered = gone.map(|(uses,)| u32::try_from(uses).unwrap_or(0));
+    let standing = order.admit(remembered);
+    let rank = match standing.queue {
+        Queue::Probation => now as f64,
+        Queue::Main => standing.rank,
+    };
     let inserted = sqlx::query(
-        "INSERT INTO blobs (content, size, stored_at, used_at) VALUES ($1, $2, $3, $3) \
-         ON CONFLICT DO NOTHING",
+        "INSERT INTO blobs (content, size, stored_at, used_at, queue, uses, rank, room, source) \
+         VALUES ($1, $2, $3, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING",
     )
     .bind(content)
-    .bind(size.cast_signed())
+    .bind(len.cast_signed())
     .bind(now)
+    .bind(queue_number(standing.queue))
+    .bind(i64::from(standing.uses))
+    .bind(rank)
+    .bind(room.cast_signed())
+    .bind(repository)
     .execute(connection)
     .await?;
     // Another replica may have stored it at the same time, and counts it.
-    Ok(if inserted.rows_affected() > 0 { size } else { 0 })
+    Ok(if inserted.rows_affected() > 0 { room } else { 0 })
 }

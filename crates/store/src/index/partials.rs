@@ -10,12 +10,14 @@ use super::{Index, IndexError, to_millis};
 #[derive(Clone, Debug)]
 pub(crate) struct Parked {
     pub(crate) size: u64,
+    /// What it takes of the disk, in bytes.
+    pub(crate) room: u64,
     /// The digest of the beginning itself.
     pub(crate) prefix: Digest,
 }
 
 impl Index {
-    /// Records a beginning; returns the size of the one it replaces, or 0.
+    /// Records a beginning; returns what the one that it replaces took of the disk, or 0.
     pub(crate) async fn put_parked(
         &self,
         digest: &Digest,
@@ -24,34 +26,37 @@ impl Index {
     ) -> Result<u64, IndexError> {
         let mut transaction = self.writer.begin().await?;
         let replaced: Option<(i64,)> =
-            sqlx::query_as("SELECT size FROM partials WHERE digest = $1")
+            sqlx::query_as("SELECT room FROM partials WHERE digest = $1")
                 .bind(digest.to_string())
                 .fetch_optional(&mut *transaction)
                 .await?;
         sqlx::query(
-            "INSERT INTO partials (digest, size, prefix, parked_at) VALUES ($1, $2, $3, $4) \
-             ON CONFLICT (digest) DO UPDATE SET size = excluded.size, \
+            "INSERT INTO partials (digest, size, prefix, parked_at, room) \
+             VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (digest) DO UPDATE SET size = excluded.size, room = excluded.room, \
                prefix = excluded.prefix, parked_at = excluded.parked_at",
         )
         .bind(digest.to_string())
         .bind(parked.size.cast_signed())
         .bind(parked.prefix.to_string())
         .bind(to_millis(now))
+        .bind(parked.room.cast_signed())
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(replaced.map_or(0, |(size,)| size.cast_unsigned()))
+        Ok(replaced.map_or(0, |(room,)| room.cast_unsigned()))
     }
 
     /// The beginning of a blob, which is forgotten: who takes it has its file.
     pub(crate) async fn take_parked(&self, digest: &Digest) -> Result<Option<Parked>, IndexError> {
-        let row: Option<(i64, String)> =
-            sqlx::query_as("DELETE FROM partials WHERE digest = $1 RETURNING size, prefix")
+        let row: Option<(i64, i64, String)> =
+            sqlx::query_as("DELETE FROM partials WHERE digest = $1 RETURNING size, room, prefix")
                 .bind(digest.to_string())
                 .fetch_optional(&self.writer)
                 .await?;
-        Ok(row.and_then(|(size, prefix)| {
-            Some(Parked { size: size.cast_unsigned(), prefix: prefix.parse().ok()? })
+        Ok(row.and_then(|(size, room, prefix)| {
+            let (size, room) = (size.cast_unsigned(), room.cast_unsigned());
+            Some(Parked { size, room, prefix: prefix.parse().ok()? })
         }))
     }
 

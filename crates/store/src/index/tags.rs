@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use larder_core::name::Named;
 use larder_core::{Digest, Tag};
+use sqlx::AnyConnection;
 
 use super::members::{put_member, repository_id};
 use super::{Index, IndexError, content_id, from_millis, to_millis};
@@ -61,6 +62,14 @@ impl Index {
         let repository = repository_id(&mut transaction, repository).await?;
         let content = content_id(&mut transaction, &record.digest).await?;
         put_member(&mut transaction, repository, content).await?;
+        let before: Option<(i64,)> = sqlx::query_as(
+            "SELECT content FROM tags WHERE repository = $1 AND tag = $2 AND variant = $3",
+        )
+        .bind(repository)
+        .bind(tag.as_str())
+        .bind(variant)
+        .fetch_optional(&mut *transaction)
+        .await?;
         sqlx::query(
             "INSERT INTO tags \
              (repository, tag, variant, content, media_type, size, checked_at) \
@@ -78,21 +87,41 @@ impl Index {
         .bind(to_millis(record.checked_at))
         .execute(&mut *transaction)
         .await?;
+        if before != Some((content,)) {
+            sqlx::query("UPDATE manifests SET superseded_at = NULL WHERE content = $1")
+                .bind(content)
+                .execute(&mut *transaction)
+                .await?;
+            if let Some((content,)) = before {
+                supersede(&mut transaction, content, record.checked_at).await?;
+            }
+        }
         transaction.commit().await?;
         Ok(())
     }
 
     /// Forgets every variant of a tag.
-    pub(crate) async fn remove_tag(&self, repository: &Named, tag: &Tag) -> Result<(), IndexError> {
-        sqlx::query(
+    pub(crate) async fn remove_tag(
+        &self,
+        repository: &Named,
+        tag: &Tag,
+        now: SystemTime,
+    ) -> Result<(), IndexError> {
+        let mut transaction = self.writer.begin().await?;
+        let removed: Vec<(i64,)> = sqlx::query_as(
             "DELETE FROM tags WHERE tag = $1 \
-             AND repository = (SELECT id FROM repositories WHERE host = $2 AND name = $3)",
+             AND repository = (SELECT id FROM repositories WHERE host = $2 AND name = $3) \
+             RETURNING content",
         )
         .bind(tag.as_str())
         .bind(repository.host.as_str())
         .bind(repository.repository.as_str())
-        .execute(&self.writer)
+        .fetch_all(&mut *transaction)
         .await?;
+        for (content,) in removed {
+            supersede(&mut transaction, content, now).await?;
+        }
+        transaction.commit().await?;
         Ok(())
     }
 
@@ -116,4 +145,21 @@ impl Index {
         .await?;
         Ok(rows.into_iter().map(|(tag,)| tag).collect())
     }
+}
+
+/// Notes that a tag names a manifest no more, if no other tag does.
+async fn supersede(
+    connection: &mut AnyConnection,
+    content: i64,
+    now: SystemTime,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE manifests SET superseded_at = $1 WHERE content = $2 \
+         AND NOT EXISTS (SELECT 1 FROM tags WHERE tags.content = $2)",
+    )
+    .bind(to_millis(now))
+    .bind(content)
+    .execute(connection)
+    .await?;
+    Ok(())
 }

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use larder_core::eviction::{Order, Queue, Standing};
 use larder_core::name::Named;
 use larder_core::{Digest, Tag};
 use larder_testkit::Postgres;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
+use super::turns::FIRST;
 use super::*;
 
 /// Each test, once for each kind of database.
@@ -38,7 +41,13 @@ in_each_database! {
     a_removed_tag_is_gone_in_all_variants
     what_is_not_synced_is_listed_until_it_is
     a_blob_that_took_the_place_of_a_synced_one_still_has_to_be_synced
-    what_was_used_longest_ago_comes_first_be_it_a_beginning
+    what_came_first_has_its_turn_first_and_what_was_used_again_is_known
+    what_comes_back_is_remembered_until_its_name_is_forgotten
+    what_an_image_is_made_of_is_used_with_it_and_is_its_own_unless_shared
+    a_manifest_is_superseded_when_its_last_tag_moves_on
+    a_pin_means_an_image_with_all_that_it_is_made_of
+    memberships_are_forgotten_of_what_nothing_refers_to_any_more
+    quotas_count_what_was_fetched_from_each_host
     the_blobs_below_a_beginning_of_digests_are_found
     a_beginning_is_taken_once
     beginnings_are_old_when_they_were_parked_before_a_time
@@ -155,7 +164,7 @@ async fn a_removed_tag_is_gone_in_all_variants(home: Home) {
     for (name, variant) in [("v1", ""), ("v1", "x/y"), ("v2", "")] {
         put_tag(&index, name, variant, "one", 1).await;
     }
-    index.remove_tag(&named("a.io/b"), &tag("v1")).await.unwrap();
+    index.remove_tag(&named("a.io/b"), &tag("v1"), at(1)).await.unwrap();
     assert_eq!(index.tag(&named("a.io/b"), &tag("v1"), "x/y").await.unwrap(), None);
     assert_eq!(index.tags(&named("a.io/b"), "", 9).await.unwrap(), ["v2"]);
 }
@@ -178,7 +187,7 @@ async fn a_blob_that_took_the_place_of_a_synced_one_still_has_to_be_synced(home:
     let index = home.open().await;
     let put = async |seconds| {
         let named = named("a.io/b");
-        index.put_blob(&digest("blob"), 0, &named, None, at(seconds)).await.unwrap();
+        index.put_blob(&digest("blob"), stored(0, seconds), &named, None).await.unwrap();
         index.unsynced(0, 9).await.unwrap()
     };
     let first = put(1).await;
@@ -189,22 +198,166 @@ async fn a_blob_that_took_the_place_of_a_synced_one_still_has_to_be_synced(home:
     assert_eq!(index.unsynced(0, 9).await.unwrap().len(), 0);
 }
 
-async fn what_was_used_longest_ago_comes_first_be_it_a_beginning(home: Home) {
+async fn what_came_first_has_its_turn_first_and_what_was_used_again_is_known(home: Home) {
     let index = home.open().await;
-    for (seconds, name) in [(1, "one"), (2, "two"), (4, "four")] {
+    for (name, seconds) in [("two", 2), ("one", 1), ("three", 3)] {
         let named = named("a.io/b");
-        index.put_blob(&digest(name), seconds, &named, None, at(seconds)).await.unwrap();
+        index.put_blob(&digest(name), stored(7, seconds), &named, None).await.unwrap();
     }
-    park(&index, "three", 3, at(3)).await;
-    index.set_used(&[(digest("one"), at(5)), (digest("unknown"), at(5))]).await.unwrap();
-    let list = async |limit| {
-        let found = index.least_recently_used(limit).await.unwrap();
-        found.into_iter().map(|it| (it.digest, it.size, it.is_beginning)).collect::<Vec<_>>()
+    let uses = [(digest("one"), at(5)), (digest("unknown"), at(5))];
+    index.set_used(&uses, Order::default()).await.unwrap();
+    let found = index.turns(Queue::Probation, FIRST, 9).await.unwrap();
+    let names = ["one", "two", "three"].map(digest);
+    assert_eq!(found.iter().map(|it| it.digest.clone()).collect::<Vec<_>>(), names);
+    assert_eq!(found.iter().map(|it| it.standing.uses).collect::<Vec<_>>(), [2, 1, 1]);
+    assert_eq!((found[0].used_at, found[0].room), (at(5), 7));
+    let behind = index.turns(Queue::Probation, found[0].place(), 1).await.unwrap();
+    assert_eq!(behind[0].digest, digest("two"));
+    assert!(index.turns(Queue::Main, FIRST, 9).await.unwrap().is_empty());
+    assert_eq!(index.room_by_queue().await.unwrap(), (21, 0));
+
+    let order = Order { age: 2.5 };
+    let standing = Standing { queue: Queue::Main, uses: 3, rank: 5.5 };
+    index.set_standings(&[(found[0].content, standing)], order).await.unwrap();
+    assert_eq!(index.turns(Queue::Main, FIRST, 9).await.unwrap()[0].standing, standing);
+    assert_eq!(index.room_by_queue().await.unwrap(), (14, 7));
+    assert_eq!(index.order().await.unwrap(), order);
+}
+
+async fn what_comes_back_is_remembered_until_its_name_is_forgotten(home: Home) {
+    let index = home.open().await;
+    let uses = async |name| {
+        put(&index, name, 10, "a.io/b").await;
+        let [probation, main] = [Queue::Probation, Queue::Main];
+        let mut found = index.turns(main, FIRST, 9).await.unwrap();
+        found.extend(index.turns(probation, FIRST, 9).await.unwrap());
+        let found = found.into_iter().find(|it| it.digest == digest(name)).unwrap();
+        (found.content, found.standing.queue, found.standing.uses)
     };
-    let expected = [("two", 2, false), ("three", 3, true), ("four", 4, false), ("one", 1, false)];
-    let expected = expected.map(|(name, size, is_beginning)| (digest(name), size, is_beginning));
-    assert_eq!(list(9).await, expected);
-    assert_eq!(list(2).await, expected[..2]);
+    let remove = async |content, seconds| {
+        let removed = index.remove_blobs(&[(content, Some(2))], at(seconds)).await.unwrap();
+        assert_eq!(removed.len(), 1);
+        assert_eq!(removed[0].room, 10);
+    };
+    let (one, queue, n) = uses("one").await;
+    assert_eq!((queue, n), (Queue::Probation, 1));
+    remove(one, 1).await;
+    assert!(index.remove_blobs(&[(one, Some(2))], at(1)).await.unwrap().is_empty());
+    assert_eq!(uses("one").await, (one, Queue::Main, 3));
+
+    let (two, ..) = uses("two").await;
+    remove(one, 1).await;
+    remove(two, 2).await;
+    index.trim_gone(10).await.unwrap();
+    assert_eq!(uses("two").await.1, Queue::Main);
+    assert_eq!(uses("one").await.1, Queue::Probation);
+}
+
+async fn what_an_image_is_made_of_is_used_with_it_and_is_its_own_unless_shared(home: Home) {
+    let index = home.open().await;
+    for name in ["own", "shared"] {
+        put(&index, name, 1, "a.io/b").await;
+    }
+    put_manifest(&index, "image", "a.io/b", "x/y", &["own", "shared", "absent"], None).await;
+    put_manifest(&index, "other", "a.io/c", "x/y", &["shared"], None).await;
+    put_manifest(&index, "index", "a.io/b", "x/y", &["image"], None).await;
+    index.set_used(&[(digest("index"), at(9))], Order::default()).await.unwrap();
+    let unused = index.unused_since(at(9), FIRST, 9).await.unwrap();
+    assert_eq!(unused.iter().map(|it| it.digest.clone()).collect::<Vec<_>>(), [digest("other")]);
+
+    let all = index.turns(Queue::Probation, FIRST, 9).await.unwrap();
+    let content = |name| all.iter().find(|it| it.digest == digest(name)).unwrap().content;
+    let own = async |name| {
+        let parts = index.own_parts(content(name)).await.unwrap();
+        parts.into_iter().map(|it| it.digest).collect::<Vec<_>>()
+    };
+    assert_eq!(own("image").await, [digest("own")]);
+    assert_eq!(own("index").await, [digest("image")]);
+    index.remove_blobs(&[(content("other"), None)], at(1)).await.unwrap();
+    let mut parts = own("image").await;
+    parts.sort();
+    let mut both = ["own", "shared"].map(digest);
+    both.sort();
+    assert_eq!(parts, both);
+}
+
+async fn a_manifest_is_superseded_when_its_last_tag_moves_on(home: Home) {
+    let index = home.open().await;
+    for name in ["old", "new"] {
+        put_manifest(&index, name, "a.io/b", "x/y", &[], None).await;
+    }
+    put_tag(&index, "v1", "", "old", 2).await;
+    put_tag(&index, "latest", "", "old", 2).await;
+    let superseded = async || {
+        let found = index.superseded(at(100), 0, 9).await.unwrap();
+        found.into_iter().map(|it| it.digest).collect::<Vec<_>>()
+    };
+    put_tag(&index, "latest", "", "new", 3).await;
+    assert_eq!(superseded().await, []);
+    put_tag(&index, "v1", "", "new", 3).await;
+    assert_eq!(superseded().await, [digest("old")]);
+    put_tag(&index, "v1", "", "old", 4).await;
+    assert_eq!(superseded().await, []);
+    index.remove_tag(&named("a.io/b"), &tag("v1"), at(5)).await.unwrap();
+    assert_eq!(superseded().await, [digest("old")]);
+}
+
+async fn a_pin_means_an_image_with_all_that_it_is_made_of(home: Home) {
+    let index = home.open().await;
+    put_manifest(&index, "index", "a.io/b", "x/y", &["image"], None).await;
+    put_manifest(&index, "image", "a.io/b", "x/y", &["layer"], None).await;
+    put(&index, "layer", 1, "a.io/b").await;
+    put(&index, "other", 1, "a.io/b").await;
+    put_tag(&index, "v1", "", "index", 1).await;
+    let all = index.turns(Queue::Probation, FIRST, 9).await.unwrap();
+    let pinned = async |patterns: &[String]| {
+        let pins: Vec<_> = patterns.iter().map(|it| it.parse().unwrap()).collect();
+        let pinned = index.pinned(&pins).await.unwrap();
+        let found = ["index", "image", "layer", "other"].into_iter();
+        let content = |name| all.iter().find(|it| it.digest == digest(name)).unwrap().content;
+        found.filter(|name| pinned.contains(&content(name))).collect::<Vec<_>>()
+    };
+    assert_eq!(pinned(&[]).await, [""; 0]);
+    assert_eq!(pinned(&["a.io/b:v*".to_owned()]).await, ["index", "image", "layer"]);
+    assert_eq!(pinned(&["a.io/b:w*".to_owned()]).await, [""; 0]);
+    assert_eq!(pinned(&["a.io/c".to_owned()]).await, [""; 0]);
+    assert_eq!(pinned(&["a.io/*".to_owned()]).await, ["index", "image", "layer", "other"]);
+    let by_digest = format!("a.io/b@{}", digest("image"));
+    assert_eq!(pinned(&[by_digest]).await, ["image", "layer"]);
+
+    let pin = "a.io/b:v*".parse().unwrap();
+    index.put_pin(&pin, at(1)).await.unwrap();
+    index.put_pin(&pin, at(2)).await.unwrap();
+    assert_eq!(index.pins().await.unwrap().len(), 1);
+    assert!(index.remove_pin(&pin).await.unwrap());
+    assert!(!index.remove_pin(&pin).await.unwrap());
+}
+
+async fn memberships_are_forgotten_of_what_nothing_refers_to_any_more(home: Home) {
+    let index = home.open().await;
+    put_manifest(&index, "image", "a.io/b", "x/y", &["part"], None).await;
+    put(&index, "stored", 1, "a.io/b").await;
+    put_tag(&index, "v1", "", "tagged", 1).await;
+    index.put_member(&named("a.io/b"), &digest("stray")).await.unwrap();
+    index.forget_names(at(2), &CancellationToken::new()).await.unwrap();
+    for (name, is_known) in
+        [("image", true), ("part", true), ("stored", true), ("tagged", true), ("stray", false)]
+    {
+        let is_member = index.is_member(&named("a.io/b"), &digest(name)).await.unwrap();
+        assert_eq!(is_member, is_known, "{name}");
+    }
+}
+
+async fn quotas_count_what_was_fetched_from_each_host(home: Home) {
+    let index = home.open().await;
+    put(&index, "one", 5, "a.io/b").await;
+    put(&index, "one", 5, "c.io/b").await;
+    put(&index, "two", 7, "c.io/b").await;
+    let by_host = [("a.io".to_owned(), 5), ("c.io".to_owned(), 7)];
+    assert_eq!(index.room_by_host().await.unwrap(), by_host);
+    let turns = index.turns_of_host("c.io", 9, 0).await.unwrap();
+    assert_eq!(turns.iter().map(|it| it.digest.clone()).collect::<Vec<_>>(), [digest("two")]);
+    assert!(index.turns_of_host("c.io", 9, 1).await.unwrap().is_empty());
 }
 
 async fn the_blobs_below_a_beginning_of_digests_are_found(home: Home) {
@@ -308,7 +461,7 @@ async fn store_image(index: &Index, round: u64, n: usize) -> u64 {
         added += put(index, layer, 10, &repository).await;
     }
     let uses: Vec<_> = layers.iter().map(|it| (digest(it), at(n as u64))).collect();
-    index.set_used(&uses).await.unwrap();
+    index.set_used(&uses, Order::default()).await.unwrap();
     added
 }
 
@@ -378,8 +531,13 @@ impl Home {
     }
 }
 
+/// A blob of `size` bytes that takes as many of the disk.
+fn stored(size: u64, seconds: u64) -> Stored {
+    Stored { len: size, room: size, now: at(seconds), order: Order::default() }
+}
+
 async fn put(index: &Index, name: &str, size: u64, repository: &str) -> u64 {
-    index.put_blob(&digest(name), size, &named(repository), None, at(1)).await.unwrap()
+    index.put_blob(&digest(name), stored(size, 1), &named(repository), None).await.unwrap()
 }
 
 async fn put_manifest(
@@ -394,7 +552,7 @@ async fn put_manifest(
     let references = References { children, subject: subject.map(digest) };
     let manifest = Manifest { media_type: media_type.to_owned(), references };
     let (digest, named) = (digest(name), named(repository));
-    index.put_blob(&digest, 1, &named, Some(&manifest), at(1)).await.unwrap();
+    index.put_blob(&digest, stored(1, 1), &named, Some(&manifest)).await.unwrap();
 }
 
 async fn referrers(index: &Index, repository: &str, limit: u32) -> Vec<Digest> {
@@ -413,7 +571,7 @@ async fn put_tag(index: &Index, name: &str, variant: &str, names: &str, seconds:
 }
 
 async fn park(index: &Index, name: &str, size: u64, now: SystemTime) -> u64 {
-    let parked = Parked { size, prefix: digest(&size.to_string()) };
+    let parked = Parked { size, room: size, prefix: digest(&size.to_string()) };
     index.put_parked(&digest(name), &parked, now).await.unwrap()
 }
 

@@ -91,7 +91,7 @@ async fn a_victim_commits_until_it_is_killed() {
     let Some(directory) = std::env::var_os(VICTIM) else {
         return;
     };
-    let settings = larder_store::Settings { directory: directory.into(), budget: None };
+    let settings = larder_store::Settings::new(directory.into());
     let store = larder_store::Store::open(settings).await.unwrap();
     let writers = (0..4).map(|writer| {
         let store = store.clone();

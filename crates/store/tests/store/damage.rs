@@ -25,7 +25,7 @@ async fn can_be_stored_again_after(damage: impl Fn(&Path)) {
     let bytes = content(1, 1000);
     let (store, digest) = home.reopened_with(&bytes, |path| damage(path)).await;
     assert_eq!(read(&store, &digest).await, None);
-    assert_eq!(store.usage().bytes, 10);
+    assert_eq!(store.usage().bytes, home.room(10));
     let crashed = home.crashed();
     commit(&store, &bytes).await;
     assert_eq!(read(&store, &digest).await.unwrap(), bytes);
@@ -45,7 +45,7 @@ async fn a_lost_blob_that_many_ask_for_is_subtracted_once() {
     let (store, digest) = home.reopened_with(&content(1, 1000), remove).await;
     let ask = async || assert_eq!(read(&store, &digest).await, None);
     tokio::join!(ask(), ask(), ask(), ask());
-    assert_eq!(store.usage().bytes, 10);
+    assert_eq!(store.usage().bytes, home.room(10));
 }
 
 #[tokio::test]
@@ -68,7 +68,7 @@ async fn an_unsynced_blob_that_did_not_survive_is_forgotten_at_the_start() {
     for change in changes {
         let home = Home::new();
         let (store, digest) = home.unsynced_with(&content(1, 1000), change).await;
-        assert_eq!(store.usage().bytes, 10);
+        assert_eq!(store.usage().bytes, home.room(10));
         assert_eq!(read(&store, &digest).await, None);
         store.close().await;
         home.assert_agrees_with(&store).await;

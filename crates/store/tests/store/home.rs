@@ -30,7 +30,7 @@ impl Home {
     }
 
     pub(crate) async fn try_open(&self, budget: Option<u64>) -> Result<Store, OpenError> {
-        Store::open(Settings { directory: self.path().to_owned(), budget }).await
+        Store::open(Settings { budget, ..Settings::new(self.path().to_owned()) }).await
     }
 
     /// What a process that is killed now leaves behind.
@@ -45,10 +45,16 @@ impl Home {
         files_below(&self.path().join(directory))
     }
 
-    /// Bytes of all files that count.
+    /// What all files that count take of the disk.
     pub(crate) fn bytes_on_disk(&self) -> u64 {
         let files = [self.files("blobs"), self.files("partial")].concat();
-        files.iter().map(|(_, len)| len).sum()
+        files.iter().map(|(_, len)| self.room(*len)).sum()
+    }
+
+    /// What a file of `len` bytes takes of the disk.
+    pub(crate) fn room(&self, len: u64) -> u64 {
+        let block = rustix::fs::statvfs(self.path()).unwrap().f_frsize;
+        len.div_ceil(block) * block
     }
 
     pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {

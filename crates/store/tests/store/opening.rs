@@ -58,7 +58,7 @@ async fn a_directory_that_is_no_directory_is_named_in_the_error() {
     let home = Home::new();
     let file = home.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let settings = larder_store::Settings { directory: file.clone(), budget: None };
+    let settings = larder_store::Settings::new(file.clone());
     let error = larder_store::Store::open(settings).await.unwrap_err();
     assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
 }

@@ -10,10 +10,10 @@ async fn a_parked_beginning_goes_on_after_reopening() {
     let store = home.open().await;
     let bytes = content(1, 3_000_000);
     staged(&store, &bytes, &bytes[..2_000_000]).await.park().await.unwrap();
-    assert_eq!(store.usage().bytes, 2_000_000);
+    assert_eq!(store.usage().bytes, home.room(2_000_000));
     close(store).await;
     let store = home.open().await;
-    assert_eq!(store.usage().bytes, 2_000_000);
+    assert_eq!(store.usage().bytes, home.room(2_000_000));
     let staging = store.stage(&Digest::sha256_of(&bytes)).await.unwrap();
     assert_eq!((staging.len(), store.usage().bytes), (2_000_000, 0));
     let staging = staging.write(vec![bytes.slice(2_000_000..)]).await.unwrap();
@@ -59,7 +59,7 @@ async fn a_beginning_that_replaces_another_counts_alone() {
     let second = staged(&store, &bytes, &bytes[..400]).await;
     first.park().await.unwrap();
     second.park().await.unwrap();
-    assert_eq!(store.usage().bytes, 400);
+    assert_eq!(store.usage().bytes, home.room(400));
     assert_eq!(store.stage(&Digest::sha256_of(&bytes)).await.unwrap().len(), 400);
     store.close().await;
     home.assert_agrees_with(&store).await;
@@ -105,7 +105,7 @@ async fn a_beginning_is_dropped_after_a_day_and_not_before() {
         .await;
     let store = home.open().await;
     store.close().await;
-    assert_eq!(store.usage().bytes, 500);
+    assert_eq!(store.usage().bytes, home.room(500));
     assert!(!home.partial_path(&Digest::sha256_of(&old)).exists());
     home.assert_agrees_with(&store).await;
 }

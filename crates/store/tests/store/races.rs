@@ -26,7 +26,7 @@ async fn many_tasks_store_and_read_equal_and_distinct_blobs() {
     }
     tasks.join_all().await;
     store.close().await;
-    assert_eq!(store.usage().bytes, (8 + 32) * 100_000);
+    assert_eq!(store.usage().bytes, (8 + 32) * home.room(100_000));
     home.assert_agrees_with(&store).await;
 }
 

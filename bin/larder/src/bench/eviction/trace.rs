@@ -54,8 +54,8 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    pub(super) fn generate(kind: Kind, n_requests: usize) -> Self {
-        let mut random = SmallRng::seed_from_u64(1);
+    pub(super) fn generate(kind: Kind, n_requests: usize, seed: u64) -> Self {
+        let mut random = SmallRng::seed_from_u64(seed);
         let sizes: Vec<u64> = (0..BLOBS).map(|_| size(&mut random)).collect();
         let mut maker = Maker::new(random);
         let mut requests = Vec::with_capacity(n_requests + 1000);
@@ -144,8 +144,8 @@ impl Maker {
                 }
                 (popular, 1)
             }
-            // Two fifths of the time, from the least popular on.
-            Kind::Scans if step % 3000 < 1300 => {
+            // Half of the time, from the least popular on.
+            Kind::Scans if step % 3000 < 1500 => {
                 self.n_scanned += 1;
                 (self.ranking[n_images - 1 - self.n_scanned % (n_images * 3 / 4)], 1)
             }
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_trace_is_the_same_each_time_and_as_long_as_asked_for() {
         for kind in Kind::ALL {
-            let (one, other) = (Trace::generate(kind, 5000), Trace::generate(kind, 5000));
+            let (one, other) = (Trace::generate(kind, 5000, 1), Trace::generate(kind, 5000, 1));
             assert_eq!(one.requests.len(), 5000, "{kind}");
             assert_eq!(one.requests, other.requests, "{kind}");
             assert!(one.requests.iter().all(|&blob| blob < BLOBS));

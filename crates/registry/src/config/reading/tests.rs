@@ -187,8 +187,16 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
             "1: budget: a store of 0 bytes holds nothing; write bytes as in 100GB, or 1% to 100% of the disk",
         ),
         (
-            "ttl = \"1h\"",
-            "1: ttl: is not available in this version; remove it; `budget` bounds the store",
+            "ttl = \"forever\"",
+            "1: ttl: `forever` is not a duration; write a number with its unit, as in 500ms, 90s, 10m or 1h",
+        ),
+        (
+            "low_watermark = \"0%\"",
+            "1: low_watermark: `0%` is no share of the budget; write 1% to 100%",
+        ),
+        (
+            "pins = [\"docker.io/library/alpine\", \"alpine:3\"]",
+            "1: pins[1]: `alpine:3` does not begin with a registry's host, as docker.io/library/alpine:3.* does; write HOST/NAME, HOST/NAME:TAG or HOST/NAME@DIGEST, with * for any part of it",
         ),
         ("storage = \"s3\"", "1: storage: `s3` is not available in this version; write \"disk\""),
         (
@@ -197,7 +205,7 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         ),
         (
             "colour = 1",
-            "1: colour: there is no such key; known here are storage, index, ttl, public_url, builtin_upstreams, listen, admin, data, offline, budget, tls_cert, tls_key, default_upstream, hosts, upstreams",
+            "1: colour: there is no such key; known here are storage, index, public_url, builtin_upstreams, listen, admin, data, offline, budget, low_watermark, ttl, untagged_ttl, pins, tls_cert, tls_key, default_upstream, hosts, upstreams",
         ),
         (
             "default_upstream = \"nowhere\"",
@@ -304,8 +312,12 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
             "2: upstreams.\"x.io\".access: `caller` is not available in this version; write \"shared\"",
         ),
         (
-            "[upstreams.\"x.io\"]\nquota = \"1G\"",
-            "2: upstreams.\"x.io\".quota: is not available in this version; remove it, or set `budget` for all upstreams",
+            "[upstreams.\"x.io\"]\nquota = \"1 lot\"",
+            "2: upstreams.\"x.io\".quota: `1 lot` is not an amount of bytes; write bytes as in 100GB",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nrepositories = [{ match = \"library/*\" }]",
+            "2: upstreams.\"x.io\".repositories[0]: must say which repositories, and how long their content may go unused; write { match = \"library/*\", ttl = \"30d\" }",
         ),
         (
             "[upstreams.\"x.io\"]\nparallel = 17",
@@ -557,7 +569,7 @@ fn the_documents_complete_example_has_every_key_that_has_an_effect() {
     let (_, end) = DOCUMENT.split_once("\n## A complete example\n").unwrap();
     let example = *examples_in(end).first().unwrap();
     for (header, key) in known_keys() {
-        if ["ttl", "public_url", "quota"].contains(&key.as_str()) {
+        if key == "public_url" {
             continue;
         }
         let is_there = ["\n", "[", "{ ", ", "].iter().any(|before| {

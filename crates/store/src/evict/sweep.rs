@@ -1,0 +1,419 @@
+//! One pass over what is stored: what goes, and why.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use larder_core::Digest;
+use larder_core::eviction::{Order, Queue, Standing, Verdict};
+use larder_core::name::Named;
+use larder_core::retention::{Retention, Ttl};
+
+use super::Limits;
+use crate::index::turns::{Beginning, Candidate, FIRST, Place};
+use crate::{Store, StoreError};
+
+/// How many candidates are asked for at once, and the most that go in one transaction. Whoever
+/// stores a blob meanwhile waits for one of them, some 10 ms.
+const BATCH: usize = 64;
+
+/// How many kept beginnings are looked at.
+const MAX_BEGINNINGS: u32 = 10_000;
+
+/// How many of those that went are named; of the others only the sum is known.
+const MAX_NAMED: usize = 10_000;
+
+/// What went, or would.
+#[derive(Clone, Debug, Default)]
+pub struct Swept {
+    /// The first 10,000 of them.
+    pub named: Vec<Gone>,
+    count: u64,
+    bytes: u64,
+}
+
+/// One that went, or would.
+#[derive(Clone, Debug)]
+pub struct Gone {
+    /// The blob, or the blob that a beginning was of.
+    pub digest: Digest,
+    /// The bytes that it took on the disk.
+    pub room: u64,
+    /// A repository that it was in.
+    pub repository: Option<Named>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why something goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It has gone unused for longer than it may.
+    Unused {
+        /// How long it may.
+        ttl: Duration,
+    },
+    /// No tag names it any more, and nobody has used it since.
+    Superseded,
+    /// Its upstream has more than its quota.
+    Quota,
+    /// It is first in the order, and more is stored than may be.
+    Budget,
+    /// It belonged to an image that goes, and to no other.
+    Part {
+        /// The image's manifest.
+        of: Digest,
+    },
+    /// It is the beginning of a blob, which nobody has gone on with.
+    Beginning,
+}
+
+impl Swept {
+    /// How many.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// How many bytes of the disk.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+pub(super) struct Sweep<'s> {
+    store: &'s Store,
+    retention: Arc<Retention>,
+    pinned: HashSet<i64>,
+    now: SystemTime,
+    is_dry: bool,
+    order: Order,
+    /// Those that go, and have not been removed yet.
+    waiting: Vec<(Candidate, Option<u32>)>,
+    /// Those that stay, elsewhere in the order, which is not written down yet.
+    moved: Vec<(i64, Standing)>,
+    /// All that go in this sweep.
+    gone: HashSet<i64>,
+    swept: Swept,
+}
+
+impl<'s> Sweep<'s> {
+    pub(super) async fn begin(store: &'s Store, is_dry: bool) -> Result<Self, StoreError> {
+        let pinned = store.index().pinned(&store.pins().await?).await?;
+        Ok(Self {
+            store,
+            retention: store.retention(),
+            pinned,
+            now: SystemTime::now(),
+            is_dry,
+            order: *store.0.order.lock(),
+            waiting: Vec::new(),
+            moved: Vec::new(),
+            gone: HashSet::new(),
+            swept: Swept::default(),
+        })
+    }
+
+    pub(super) async fn end(mut self) -> Result<Swept, StoreError> {
+        self.flush().await?;
+        Ok(self.swept)
+    }
+
+    // === what has gone unused ===
+
+    pub(super) async fn expire(&mut self) -> Result<(), StoreError> {
+        if let Ttl::After(shortest) = self.retention.shortest() {
+            self.expire_unused(before(self.now, shortest)).await?;
+        }
+        if let Ttl::After(ttl) = self.retention.superseded {
+            self.expire_superseded(before(self.now, ttl)).await?;
+        }
+        self.flush().await
+    }
+
+    async fn expire_unused(&mut self, time: SystemTime) -> Result<(), StoreError> {
+        let mut after = FIRST;
+        loop {
+            let batch = self.store.index().unused_since(time, after, BATCH as u32).await?;
+            let Some(last) = batch.last() else { return Ok(()) };
+            after = last.place();
+            for candidate in batch {
+                let unused = self.now.duration_since(candidate.used_at).unwrap_or_default();
+                let names = self.store.index().repositories_of(candidate.content).await?;
+                let ttl = self.retention.ttl(&names);
+                if let Ttl::After(longest) = ttl
+                    && ttl.is_over(unused)
+                {
+                    self.let_go(candidate, None, Reason::Unused { ttl: longest }).await?;
+                }
+            }
+            self.flush().await?;
+        }
+    }
+
+    async fn expire_superseded(&mut self, time: SystemTime) -> Result<(), StoreError> {
+        let mut after = 0;
+        loop {
+            let batch = self.store.index().superseded(time, after, BATCH as u32).await?;
+            let Some(last) = batch.last() else { return Ok(()) };
+            after = last.content;
+            for candidate in batch {
+                self.let_go(candidate, None, Reason::Superseded).await?;
+            }
+            self.flush().await?;
+        }
+    }
+
+    // === quotas ===
+
+    pub(super) async fn keep_quotas(&mut self) -> Result<(), StoreError> {
+        if self.retention.upstreams.iter().all(|upstream| upstream.quota.is_none()) {
+            return Ok(());
+        }
+        let rooms = self.store.index().room_by_host().await?;
+        let retention = Arc::clone(&self.retention);
+        for upstream in &retention.upstreams {
+            let Some(quota) = upstream.quota else { continue };
+            // The first entry that matches counts, also where another one would.
+            let is_of = |host: &str| {
+                let host = host.parse().ok();
+                let of = host.as_ref().and_then(|host| retention.of(host));
+                of.is_some_and(|of| std::ptr::eq(of, upstream))
+            };
+            let hosts: Vec<_> = rooms.iter().filter(|(host, _)| is_of(host)).collect();
+            let used: u64 = hosts.iter().map(|(_, room)| room).sum();
+            if used <= quota {
+                continue;
+            }
+            let low = quota / 100 * u64::from(self.store.0.low_watermark);
+            let mut excess = used - low;
+            for (host, _) in hosts {
+                excess = self.keep_quota(host, excess).await?;
+            }
+        }
+        self.flush().await
+    }
+
+    /// Lets go of what was fetched from one host, up to `excess` bytes; returns what is left of it.
+    async fn keep_quota(&mut self, host: &str, mut excess: u64) -> Result<u64, StoreError> {
+        let mut n_spared = 0;
+        while excess > 0 {
+            let index = self.store.index();
+            let batch = index.turns_of_host(host, BATCH as u32, n_spared).await?;
+            if batch.is_empty() {
+                break;
+            }
+            for candidate in batch {
+                if excess == 0 {
+                    break;
+                }
+                let room = candidate.room;
+                let uses = Some(candidate.standing.uses / 2);
+                match self.let_go(candidate, uses, Reason::Quota).await? {
+                    true => excess = excess.saturating_sub(room),
+                    false => n_spared += 1,
+                }
+                // Nothing leaves the index in a dry run, so those that would go are passed over.
+                n_spared += u32::from(self.is_dry);
+            }
+            self.flush().await?;
+        }
+        Ok(excess)
+    }
+
+    // === the budget ===
+
+    pub(super) async fn keep_budget(&mut self, limits: Limits) -> Result<(), StoreError> {
+        let mut used = self.used();
+        if used <= limits.high {
+            return Ok(());
+        }
+        let (mut probation, mut main) = self.store.index().room_by_queue().await?;
+        let mut lines = [Line::new(Queue::Probation), Line::new(Queue::Main)];
+        let mut beginnings: VecDeque<_> =
+            self.store.index().beginnings(MAX_BEGINNINGS).await?.into();
+        while used > limits.low {
+            let Some(queue) = Order::turn(probation, main, limits.low) else {
+                // Nothing is left but beginnings.
+                let Some(beginning) = beginnings.pop_front() else { break };
+                self.drop_beginning(&beginning).await?;
+                used = self.used();
+                continue;
+            };
+            let line = &mut lines[usize::from(queue == Queue::Main)];
+            let room = if queue == Queue::Main { &mut main } else { &mut probation };
+            let Some(first) = line.peek(self.store).await? else {
+                *room = 0;
+                continue;
+            };
+            if queue == Queue::Probation
+                && let Some(beginning) = beginnings.front()
+                && millis(beginning.parked_at) <= first.standing.rank
+            {
+                let beginning = beginning.clone();
+                beginnings.pop_front();
+                self.drop_beginning(&beginning).await?;
+                used = self.used();
+                continue;
+            }
+            let Some(first) = line.pop() else { continue };
+            *room = room.saturating_sub(first.room);
+            if self.is_spared(&first) {
+                continue;
+            }
+            let verdict = self.order.judge(first.standing);
+            match verdict {
+                Verdict::Stay(standing) => {
+                    main += first.room;
+                    self.moved.push((first.content, standing));
+                }
+                Verdict::Go { uses } => {
+                    self.let_go(first, Some(uses), Reason::Budget).await?;
+                }
+            }
+            if self.waiting.len() + self.moved.len() >= BATCH {
+                self.flush().await?;
+            }
+            used = self.used();
+        }
+        self.flush().await
+    }
+
+    /// What would be used if all were removed that goes.
+    fn used(&self) -> u64 {
+        let waiting: u64 = match self.is_dry {
+            true => self.swept.bytes,
+            false => self.waiting.iter().map(|(candidate, _)| candidate.room).sum(),
+        };
+        self.store.usage().bytes.saturating_sub(waiting)
+    }
+
+    // === letting go ===
+
+    /// Whether it stays for now, whatever the order says.
+    fn is_spared(&self, candidate: &Candidate) -> bool {
+        self.gone.contains(&candidate.content)
+            || self.pinned.contains(&candidate.content)
+            || self.store.is_read(&candidate.digest)
+    }
+
+    /// Lets one go, unless it is spared, and with a manifest what it alone is made of; unless that
+    /// was used more often. Returns whether it goes.
+    async fn let_go(
+        &mut self,
+        candidate: Candidate,
+        uses: Option<u32>,
+        reason: Reason,
+    ) -> Result<bool, StoreError> {
+        if self.is_spared(&candidate) {
+            return Ok(false);
+        }
+        let mut manifests = Vec::new();
+        if candidate.is_manifest {
+            manifests.push((candidate.content, candidate.digest.clone()));
+        }
+        let (used_at, standing) = (candidate.used_at, candidate.standing);
+        self.note(candidate, uses, reason).await?;
+        while let Some((content, of)) = manifests.pop() {
+            for part in self.store.index().own_parts(content).await? {
+                let is_wanted = part.used_at > used_at || part.standing.uses > standing.uses;
+                if is_wanted || self.is_spared(&part) {
+                    continue;
+                }
+                if part.is_manifest {
+                    manifests.push((part.content, part.digest.clone()));
+                }
+                self.note(part, uses, Reason::Part { of: of.clone() }).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn note(
+        &mut self,
+        candidate: Candidate,
+        uses: Option<u32>,
+        reason: Reason,
+    ) -> Result<(), StoreError> {
+        self.gone.insert(candidate.content);
+        self.swept.count += 1;
+        self.swept.bytes += candidate.room;
+        // Names are for people who ask first; else this would be one more query for each.
+        if self.is_dry && self.swept.named.len() < MAX_NAMED {
+            let repositories = self.store.index().repositories_of(candidate.content).await?;
+            let repository = repositories.into_iter().next();
+            let (digest, room) = (candidate.digest.clone(), candidate.room);
+            self.swept.named.push(Gone { digest, room, repository, reason });
+        }
+        if !self.is_dry {
+            self.waiting.push((candidate, uses));
+        }
+        Ok(())
+    }
+
+    async fn drop_beginning(&mut self, beginning: &Beginning) -> Result<(), StoreError> {
+        let room = match self.is_dry {
+            true => beginning.room,
+            false => self.store.drop_beginning(&beginning.digest).await?,
+        };
+        self.swept.count += 1;
+        self.swept.bytes += room;
+        if self.is_dry && self.swept.named.len() < MAX_NAMED {
+            let (digest, reason) = (beginning.digest.clone(), Reason::Beginning);
+            self.swept.named.push(Gone { digest, room, repository: None, reason });
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), StoreError> {
+        let moved = std::mem::take(&mut self.moved);
+        let waiting = std::mem::take(&mut self.waiting);
+        if self.is_dry {
+            return Ok(());
+        }
+        if !moved.is_empty() || !waiting.is_empty() {
+            *self.store.0.order.lock() = self.order;
+            self.store.index().set_standings(&moved, self.order).await?;
+        }
+        for batch in waiting.chunks(BATCH) {
+            let digests: Vec<_> = batch.iter().map(|(it, _)| it.digest.clone()).collect();
+            let victims: Vec<_> = batch.iter().map(|(it, uses)| (it.content, *uses)).collect();
+            self.store.remove(&victims, &digests).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The blobs of one queue, the first to go first.
+struct Line {
+    queue: Queue,
+    after: Place,
+    batch: VecDeque<Candidate>,
+}
+
+impl Line {
+    fn new(queue: Queue) -> Self {
+        Self { queue, after: FIRST, batch: VecDeque::new() }
+    }
+
+    async fn peek(&mut self, store: &Store) -> Result<Option<&Candidate>, StoreError> {
+        if self.batch.is_empty() {
+            self.batch = store.index().turns(self.queue, self.after, BATCH as u32).await?.into();
+            if let Some(last) = self.batch.back() {
+                self.after = last.place();
+            }
+        }
+        Ok(self.batch.front())
+    }
+
+    fn pop(&mut self) -> Option<Candidate> {
+        self.batch.pop_front()
+    }
+}
+
+fn before(now: SystemTime, ttl: Duration) -> SystemTime {
+    now.checked_sub(ttl).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn millis(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as f64
+}
