@@ -36,6 +36,9 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// of the shortest time that counts, in between.
 const EXPIRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 
+/// How often the index is looked through for names that nothing refers to. It only gets smaller.
+const FORGETTING: Duration = Duration::from_secs(60 * 60);
+
 /// How many uses are written down in one transaction; a commit waits for one at most, some 20 ms.
 const USES_AT_ONCE: usize = 200;
 
@@ -49,6 +52,7 @@ const RELIEF: u64 = 20;
 pub(crate) async fn run(store: Store) {
     report("reading what manifests are made of", store.learn_parts().await);
     let mut next_expiry = Instant::now();
+    let mut next_forgetting = Instant::now() + FORGETTING;
     loop {
         let period = PERIOD.min(next_expiry.saturating_duration_since(Instant::now()));
         let closing = tokio::select! {
@@ -67,6 +71,10 @@ pub(crate) async fn run(store: Store) {
                 Ttl::Never => EXPIRY.1,
             };
             next_expiry = Instant::now() + interval;
+        }
+        if next_forgetting <= Instant::now() && !closing {
+            report("forgetting names", store.forget_names().await);
+            next_forgetting = Instant::now() + FORGETTING;
         }
         report("keeping the store's budget", store.keep_budget().await);
         // Without this, files that nobody reads any more stay open until the next lookup.
@@ -118,7 +126,7 @@ impl Store {
         sweep.expire().await?;
         sweep.keep_quotas().await?;
         tell(&sweep.end().await?, "of what has gone unused for too long");
-        self.forget_names().await
+        Ok(())
     }
 
     async fn keep_budget(&self) -> Result<(), StoreError> {
@@ -152,7 +160,13 @@ impl Store {
         let volume = blocking(move || Volume::of(&root)).await;
         let volume = volume.map_err(|source| StoreError::io("measuring the disk", source))?;
         let high = volume.limit(self.usage().bytes, budget);
-        Ok(Limits { high, low: high / 100 * u64::from(self.0.low_watermark) })
+        Ok(Limits { high, low: self.low_watermark(high) })
+    }
+
+    /// Down to where eviction goes, in bytes, of what may be stored.
+    pub(super) fn low_watermark(&self, high: u64) -> u64 {
+        let low = u128::from(high) * u128::from(self.0.low_watermark) / 100;
+        u64::try_from(low).unwrap_or(high)
     }
 
     /// What is kept, and for how long.

@@ -184,7 +184,7 @@ impl<'s> Sweep<'s> {
             if used <= quota {
                 continue;
             }
-            let low = quota / 100 * u64::from(self.store.0.low_watermark);
+            let low = self.store.low_watermark(quota);
             let mut excess = used - low;
             for (host, _) in hosts {
                 excess = self.keep_quota(host, excess).await?;
