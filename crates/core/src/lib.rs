@@ -14,6 +14,7 @@
 //! - [`referrer`]: what refers to an image;
 //! - [`freshness`]: when a tag's answer may be given without asking upstream;
 //! - [`eviction`]: what goes first when the budget is full;
+//! - [`owner`]: which of several replicas a blob belongs to;
 //! - [`size`]: amounts of bytes as people write them.
 
 pub mod address;
@@ -23,6 +24,7 @@ pub mod freshness;
 pub mod manifest;
 pub mod media;
 pub mod name;
+pub mod owner;
 pub mod range;
 pub mod referrer;
 pub mod route;
