@@ -15,6 +15,7 @@ use super::document::{Node, Section, Source, quoted};
 use super::files::Files;
 use super::mistake::{At, Located, Mistake, Mistakes, Place, Wrong, wrong};
 use super::overrides::{Given, Overrides};
+use super::peers::Peers;
 use super::upstream::{self, Configured};
 use super::value::{self, shown};
 use super::{Budget, Config, Listener, TlsFiles, Upstream, builtin};
@@ -73,6 +74,7 @@ struct Draft {
     default_upstream: Option<Located<String>>,
     /// By the `Host` header.
     hosts: BTreeMap<String, Located<String>>,
+    peers: Peers,
     /// Those of the file.
     configured: Vec<Configured>,
     /// The others.
@@ -103,6 +105,7 @@ impl Draft {
                 Ok(text.to_owned())
             }),
             hosts: hosts(&mut root, mistakes),
+            peers: Peers::read(&mut root, files, mistakes),
             configured: upstreams(&mut root, files, mistakes),
             builtin: match has_builtin {
                 Some(Located { value: false, .. }) => Vec::new(),
@@ -171,6 +174,7 @@ impl Draft {
         self.check_named_upstreams(mistakes);
         self.check_passwords_in_the_open(mistakes);
         self.check_addresses(mistakes);
+        self.check_peers(mistakes);
         self.check_tls(files, mistakes);
     }
 
@@ -274,6 +278,14 @@ impl Draft {
         }
     }
 
+    fn check_peers(&self, mistakes: &mut Mistakes) {
+        let is_reachable = match &self.listen {
+            Some(listen) => listen.iter().any(|it| !it.value.address.ip().is_loopback()),
+            None => !default_listen().ip().is_loopback(),
+        };
+        self.peers.check(is_reachable, mistakes);
+    }
+
     fn check_tls(&self, files: &dyn Files, mistakes: &mut Mistakes) {
         let names = ["tls_cert", "tls_key"];
         certificate::check(self.tls_cert.as_ref(), self.tls_key.as_ref(), names, files, mistakes);
@@ -310,6 +322,8 @@ impl Draft {
             offline: self.offline.is_some_and(|it| it.value),
             budget: self.budget.map(|it| it.value),
             ttl: None,
+            peers: self.peers.entries.into_iter().map(|it| it.value).collect(),
+            peers_ca: self.peers.ca.map(|it| it.value),
             tls: tls.map(|(cert, key)| TlsFiles { cert: cert.value, key: key.value }),
             default_upstream,
             hosts: self.hosts.into_iter().map(|(name, it)| (name, it.value)).collect(),
