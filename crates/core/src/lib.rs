@@ -15,6 +15,7 @@
 //! - [`freshness`]: when a tag's answer may be given without asking upstream;
 //! - [`eviction`]: what goes first when the budget is full;
 //! - [`retention`]: how long content may go unused, and what must stay;
+//! - [`owner`]: which of several replicas a blob belongs to;
 //! - [`size`]: amounts of bytes as people write them.
 
 pub mod address;
@@ -24,6 +25,7 @@ pub mod freshness;
 pub mod manifest;
 pub mod media;
 pub mod name;
+pub mod owner;
 pub mod range;
 pub mod referrer;
 pub mod retention;

@@ -1,6 +1,7 @@
 //! Blobs: whole, or some ranges of them; stored, on their way, or not even begun.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -34,6 +35,14 @@ const FAR: u64 = 1 << 20;
 /// upstream the blob twice. containerd 2 has 3 pieces under way, of 8 to 16 MiB by most advice.
 const FAR_OPEN_ENDED: u64 = 64 << 20;
 
+/// How long a replica waits here for a fill that reads from another replica itself, which is dying
+/// or believes something else about who is there; then it asks upstream.
+const HANDOVER: Duration = Duration::from_secs(1);
+
+/// How long a replica waits for upstream's first byte: longer than clients, or it would ask upstream
+/// itself for what is only slow; and less than it would wait for us.
+const PATIENCE_OF_PEERS: Duration = Duration::from_secs(60);
+
 impl Registry {
     /// Answers a request for a blob.
     pub(crate) async fn blob(
@@ -59,22 +68,26 @@ impl Registry {
         if ask.is_head {
             return self.blob_head(ask, digest).await;
         }
-        if let Some((name, progress)) = self.fills.join(digest) {
-            // What somebody else's repository is being filled for may still not be ours.
-            if name != ask.name && !is_member {
-                self.confirm_blob(ask, digest).await?;
-            }
-            return self.read_along(ask, digest, progress).await;
+        let joined = self.fills.join(self.wanted(ask, digest));
+        if ask.is_from_peer && timeout(HANDOVER, joined.alone.cancelled()).await.is_err() {
+            return Err(Refusal::not_the_owner());
         }
-        let progress = self.fills.start(self.wanted(ask, digest), Arc::clone(&ask.name));
-        self.read_along(ask, digest, progress).await
+        // What somebody else's repository is being filled for may still not be ours.
+        if joined.name != ask.name && !is_member {
+            self.confirm_blob(ask, digest).await?;
+        }
+        self.read_along(ask, digest, joined.progress).await
     }
 
     fn wanted(&self, ask: &Ask<'_>, digest: &Digest) -> Wanted {
         Wanted {
             upstream: Arc::clone(&ask.upstream),
-            repository: ask.name.repository.clone(),
+            name: Arc::clone(&ask.name),
             digest: digest.clone(),
+            peers: match ask.is_from_peer {
+                true => Arc::new([]),
+                false => self.peers.before_upstream(digest),
+            },
         }
     }
 
@@ -159,7 +172,8 @@ impl Registry {
             }
             _ => true,
         };
-        let phase = match timeout(PATIENCE, progress.wait_for(is_telling)).await {
+        let patience = if ask.is_from_peer { PATIENCE_OF_PEERS } else { PATIENCE };
+        let phase = match timeout(patience, progress.wait_for(is_telling)).await {
             Ok(Ok(progress)) => progress.phase.clone(),
             Ok(Err(_)) => return Err(Refusal::internal()),
             Err(_) => {

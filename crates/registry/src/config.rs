@@ -14,11 +14,13 @@ mod document;
 mod files;
 mod mistake;
 mod overrides;
+mod peers;
 mod reading;
 mod upstream;
 mod value;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -33,6 +35,7 @@ use url::Url;
 pub use files::{Disk, Files};
 pub use mistake::{Mistake, Place};
 pub use overrides::{Given, Overrides, default_data};
+pub(crate) use peers::MAX_PEERS;
 pub(crate) use upstream::default_url;
 
 pub use reading::{Environment, parse};
@@ -59,6 +62,12 @@ pub struct Config {
     pub untagged_ttl: Ttl,
     /// Images that are kept whatever happens.
     pub pins: Vec<ImagePattern>,
+    /// The replicas that share what they store, this one among them: at most 64 entries, each once.
+    /// Default: none.
+    pub peers: Vec<Peer>,
+    /// A PEM file of certificate authorities that peers may be signed by, besides the system's. Could
+    /// be read, and has a certificate in it.
+    pub peers_ca: Option<PathBuf>,
     /// The certificate of `listen`. Default: none, plain HTTP.
     pub tls: Option<TlsFiles>,
     /// The upstream (host or alias) of a request that names none. Default `docker.io`, where that
@@ -97,6 +106,32 @@ pub struct Listener {
     /// The upstream (host or alias) of a request that names none, on this address. Where it is
     /// `None`, [`Config::default_upstream`] counts.
     pub default_upstream: Option<String>,
+}
+
+/// Where replicas are: scheme and authority, path `/`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// One of them is there.
+    At(Url),
+    /// Each address that DNS gives for the host, a name, is one of them.
+    Named(Url),
+}
+
+impl Peer {
+    /// Its address, or that of all who have the name.
+    pub fn url(&self) -> &Url {
+        let (Self::At(url) | Self::Named(url)) = self;
+        url
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(url) => url.fmt(f),
+            Self::Named(url) => write!(f, "dns+{url}"),
+        }
+    }
 }
 
 /// How much a store may hold.

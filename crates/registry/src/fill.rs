@@ -1,4 +1,5 @@
-//! One fetch of one blob from upstream into the store, and those who read along.
+//! One fetch of one blob into the store, from upstream or the replica that owns it, and those who
+//! read along.
 //!
 //! ```text
 //!                     ┌─ Opening ─┐ upstream's head, the beginning that was kept
@@ -16,7 +17,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use larder_core::name::Named;
 use larder_store::{CommitError, Prefix, SharedFile, Staging, Store, WriteError};
 use larder_upstream::Error;
 use tokio::sync::watch;
@@ -74,12 +74,13 @@ pub(crate) struct Opened {
 /// What a fill needs.
 pub(crate) struct Job {
     pub(crate) wanted: Wanted,
-    pub(crate) name: Arc<Named>,
     /// The length that a manifest gives the blob.
     pub(crate) expected: Option<u64>,
     pub(crate) store: Store,
     pub(crate) metrics: Metrics,
     pub(crate) stopping: CancellationToken,
+    /// Cancelled once no other replica is asked any more, or the fill has ended.
+    pub(crate) alone: CancellationToken,
     pub(crate) progress: Arc<watch::Sender<Progress>>,
 }
 
@@ -99,6 +100,7 @@ impl Job {
     /// Fetches the blob. `leave` is asked when nobody waits any more: it takes the fill off the map
     /// unless somebody has joined, and says whether it did.
     pub(crate) async fn run(self, leave: impl Fn() -> bool) {
+        let _ended = self.alone.clone().drop_guard();
         let phase = match self.stage().await {
             Ok(staging) => self.fetch(staging, leave).await,
             Err(phase) => phase,
@@ -134,7 +136,7 @@ impl Job {
     /// Asks upstream for what is not staged yet.
     async fn open(&self, mut staging: Staging) -> Result<(Staging, Source), Phase> {
         loop {
-            let opening = Source::open(self.wanted.clone(), staging.len());
+            let opening = Source::open(self.wanted.clone(), staging.len(), self.alone.clone());
             let opened = tokio::select! {
                 opened = opening => opened,
                 () = self.stopping.cancelled() => {
@@ -200,7 +202,7 @@ impl Job {
             }
         }
         let came = staging.len();
-        let committed = staging.commit(length, &self.name).await;
+        let committed = staging.commit(length, &self.wanted.name).await;
         committed.map(|blob| blob.len).map_err(|error| Interrupted::Commit(error, came))
     }
 
@@ -266,7 +268,7 @@ impl Job {
     }
 
     fn warn(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
-        let (digest, name) = (&self.wanted.digest, &self.name);
+        let Wanted { digest, name, .. } = &self.wanted;
         warn!(blob.digest = %digest, image.repository = %name, error, "{what} {digest} of {name}");
     }
 }

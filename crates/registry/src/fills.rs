@@ -1,4 +1,8 @@
 //! The fills under way: one for each blob, however many want it.
+//!
+//! A fill may wait for another replica, and another replica's fill for this one. So that they never
+//! wait for each other, a replica reads along only with fills that wait for upstream alone, and those
+//! have places of their own: none of them is ever taken by what waits for a replica.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,8 +22,8 @@ use crate::fill::{Job, Phase, Progress};
 use crate::metrics::Metrics;
 use crate::source::Wanted;
 
-/// How many blobs are fetched at one time; more wait their turn. Each has one connection, one file
-/// and up to 2 MiB of memory.
+/// How many blobs are fetched at one time from upstreams, and as many from replicas; more wait their
+/// turn. Each has one connection, one file and up to 2 MiB of memory.
 const MAX_FILLS: usize = 64;
 
 /// How many lengths of blobs are remembered from manifests, at some 50 bytes each.
@@ -35,6 +39,7 @@ struct Inner {
     store: Store,
     metrics: Metrics,
     places: Arc<Semaphore>,
+    places_at_peers: Arc<Semaphore>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -42,6 +47,16 @@ struct Inner {
 struct UnderWay {
     name: Arc<Named>,
     progress: Arc<watch::Sender<Progress>>,
+    alone: CancellationToken,
+}
+
+/// A fill that can be read along with.
+pub(crate) struct Joined {
+    /// What it is for.
+    pub(crate) name: Arc<Named>,
+    pub(crate) progress: watch::Receiver<Progress>,
+    /// Cancelled once the fill waits for no other replica.
+    pub(crate) alone: CancellationToken,
 }
 
 impl UnderWay {
@@ -50,6 +65,11 @@ impl UnderWay {
     fn has_failed(&self) -> bool {
         let phase = &self.progress.borrow().phase;
         matches!(phase, Phase::Failed(_) | Phase::Stopped | Phase::Unstored { .. })
+    }
+
+    fn joined(&self) -> Joined {
+        let (name, progress) = (Arc::clone(&self.name), self.progress.subscribe());
+        Joined { name, progress, alone: self.alone.clone() }
     }
 }
 
@@ -61,6 +81,7 @@ impl Fills {
             store,
             metrics,
             places: Arc::new(Semaphore::new(MAX_FILLS)),
+            places_at_peers: Arc::new(Semaphore::new(MAX_FILLS)),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }))
@@ -73,24 +94,27 @@ impl Fills {
         }
     }
 
-    /// Reads along with the fill of `digest`, if there is one, and says for which repository it is.
-    pub(crate) fn join(&self, digest: &Digest) -> Option<(Arc<Named>, watch::Receiver<Progress>)> {
-        let under_way = self.0.under_way.lock();
-        let fill = under_way.get(digest).filter(|fill| !fill.has_failed())?;
-        Some((Arc::clone(&fill.name), fill.progress.subscribe()))
-    }
-
     /// Reads along with the fill of a blob, which is begun if there is none.
-    pub(crate) fn start(&self, wanted: Wanted, name: Arc<Named>) -> watch::Receiver<Progress> {
+    pub(crate) fn join(&self, wanted: Wanted) -> Joined {
         let mut under_way = self.0.under_way.lock();
         if let Some(fill) = under_way.get(&wanted.digest)
             && !fill.has_failed()
         {
-            return fill.progress.subscribe();
+            return fill.joined();
         }
-        let (progress, follower) = watch::channel(Progress { phase: Phase::Opening, visible: 0 });
+        let progress = watch::Sender::new(Progress { phase: Phase::Opening, visible: 0 });
         let progress = Arc::new(progress);
-        let fill = UnderWay { name: Arc::clone(&name), progress: Arc::clone(&progress) };
+        let (name, alone) = (Arc::clone(&wanted.name), CancellationToken::new());
+        let places = match wanted.peers.is_empty() {
+            true => {
+                alone.cancel();
+                &self.0.places
+            }
+            false => &self.0.places_at_peers,
+        };
+        let (places, progress_of_fill) = (Arc::clone(places), Arc::clone(&progress));
+        let fill = UnderWay { name, progress: progress_of_fill, alone: alone.clone() };
+        let joined = fill.joined();
         under_way.insert(wanted.digest.clone(), fill);
         let place = Place {
             fills: self.clone(),
@@ -100,13 +124,12 @@ impl Fills {
         let job = Job {
             expected: self.0.lengths.get(&wanted.digest),
             wanted,
-            name,
             store: self.0.store.clone(),
             metrics: self.0.metrics.clone(),
             stopping: self.0.stopping.clone(),
+            alone,
             progress,
         };
-        let places = Arc::clone(&self.0.places);
         let task = async move {
             // The semaphore is never closed, so this waits for a place and nothing else.
             let _place = places.acquire_owned().await;
@@ -116,7 +139,7 @@ impl Fills {
             fills.dec();
         };
         self.0.tasks.spawn(task.in_current_span());
-        follower
+        joined
     }
 
     /// Ends all fills and keeps what has come. To be called when nobody reads along any more.

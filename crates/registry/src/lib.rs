@@ -3,7 +3,7 @@
 //! ```text
 //! service ── which operation, which upstream ──▶ manifests ─┐
 //!                                           ├──▶ blobs ─────┼──▶ store
-//!                                           ├──▶ tags       └──▶ fills ── source ──▶ upstream
+//!                                           ├──▶ tags       └──▶ fills ── source ── course ──▶ peers, upstream
 //!                                           ├──▶ referrers
 //!                                           └──▶ catalog
 //! ```
@@ -12,6 +12,7 @@
 //! - `service`: from a request to the part that answers it, with logs and metrics;
 //! - `manifests`, `blobs`, `tags`, `referrers`, `catalog`: one operation each, and the decisions that go with it;
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
+//! - `course`, `peers`, `peer`: whom it is asked for, and the replicas among those;
 //! - `content`, `respond`, `refusal`: what clients are sent.
 //!
 //! Invariants:
@@ -26,11 +27,14 @@ mod blobs;
 mod catalog;
 pub mod config;
 mod content;
+mod course;
 mod fill;
 mod fills;
 mod flights;
 mod manifests;
 mod metrics;
+mod peer;
+mod peers;
 pub mod probe;
 mod referrers;
 mod refusal;
@@ -58,6 +62,7 @@ use crate::config::{Budget, Config, Listener, TlsFiles};
 use crate::fills::Fills;
 use crate::manifests::Manifests;
 use crate::metrics::{Metrics, Sequence};
+use crate::peers::Peers;
 use crate::referrers::Referrers;
 use crate::service::{Registry, Service};
 use crate::upstreams::{SetupUpstreamError, Upstreams};
@@ -105,12 +110,14 @@ pub async fn run(
     let upstreams = Upstreams::new(config.upstreams, &metrics)?;
     let certificate = config.tls.map(load_certificate).transpose()?;
 
+    let peers = Peers::new(config.peers, config.peers_ca, metrics.of_peers());
     let registry = Arc::new(Registry {
         fills: Fills::new(store.clone(), metrics.clone()),
         manifests: Manifests::new(),
         referrers: Referrers::new(),
         absent: Absent::new(),
         upstreams,
+        peers: peers.clone(),
         unaddressed: metrics.of_upstream(""),
         metrics,
         offline: config.offline,
@@ -127,6 +134,7 @@ pub async fn run(
         tasks.spawn(Arc::clone(certificate).watch(tls::POLL, admin_stopping.clone()));
     }
 
+    tasks.spawn(peers.follow(start.stopping.clone()));
     let tls = certificate.map(tls::server_config);
     let serving = TaskTracker::new();
     for (tcp, settings) in listeners {

@@ -124,6 +124,64 @@ impl StoreOp {
     }
 }
 
+/// What came of a request to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum PeerOutcome {
+    /// It sends the blob.
+    Answered,
+    /// It does not give the blob.
+    Refused,
+    /// It did not answer.
+    Failed,
+    /// What it sent broke off.
+    BrokenOff,
+}
+
+/// How a peer is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum PeerState {
+    /// Nobody has asked it yet.
+    Unknown,
+    /// It is this process.
+    Here,
+    /// It answers.
+    Up,
+    /// It does not answer.
+    Lost,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PeerRequestLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PeerLabels {
+    state: &'static str,
+}
+
+impl PeerOutcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::BrokenOff => "broken_off",
+        }
+    }
+}
+
+impl PeerState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Here => "here",
+            Self::Up => "up",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// The metrics of the registry.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics {
@@ -133,6 +191,9 @@ pub(crate) struct Metrics {
     upstream_bytes: Family<UpstreamLabels, Counter>,
     quota: Family<UpstreamLabels, Gauge<u64, AtomicU64>>,
     store_errors: Family<StoreLabels, Counter>,
+    peer_requests: Family<PeerRequestLabels, Counter>,
+    peer_bytes: Counter,
+    peers: Family<PeerLabels, Gauge>,
     pub(crate) corrupt: Counter,
     pub(crate) fills: Gauge,
     first_byte: FirstByte,
@@ -184,6 +245,17 @@ impl Metrics {
             metrics.store_errors.clone(),
         );
         registry.register(
+            "peer_requests",
+            "Requests for blobs to other replicas by what came of them",
+            metrics.peer_requests.clone(),
+        );
+        registry.register(
+            "peer_bytes",
+            "Bytes of blobs received from other replicas",
+            metrics.peer_bytes.clone(),
+        );
+        registry.register("peers", "Replicas by how they are doing", metrics.peers.clone());
+        registry.register(
             "corrupt",
             "Bodies from upstream that were not what they were asked for as",
             metrics.corrupt.clone(),
@@ -215,8 +287,45 @@ impl Metrics {
         })
     }
 
+    /// The handles of all peers.
+    pub(crate) fn of_peers(&self) -> PeerMetrics {
+        PeerMetrics {
+            requests: self.peer_requests.clone(),
+            bytes: self.peer_bytes.clone(),
+            peers: self.peers.clone(),
+        }
+    }
+
     pub(crate) fn store_error(&self, op: StoreOp) {
         self.store_errors.get_or_create(&StoreLabels { op: op.as_str() }).inc();
+    }
+}
+
+/// The metrics of the other replicas. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerMetrics {
+    requests: Family<PeerRequestLabels, Counter>,
+    bytes: Counter,
+    peers: Family<PeerLabels, Gauge>,
+}
+
+impl PeerMetrics {
+    pub(crate) fn asked(&self, outcome: PeerOutcome) {
+        self.requests.get_or_create(&PeerRequestLabels { outcome: outcome.as_str() }).inc();
+    }
+
+    pub(crate) fn received(&self, n: u64) {
+        self.bytes.inc_by(n);
+    }
+
+    /// One more peer is doing so.
+    pub(crate) fn came(&self, state: PeerState) {
+        self.peers.get_or_create(&PeerLabels { state: state.as_str() }).inc();
+    }
+
+    /// One peer less is doing so.
+    pub(crate) fn went(&self, state: PeerState) {
+        self.peers.get_or_create(&PeerLabels { state: state.as_str() }).dec();
     }
 }
 
@@ -327,6 +436,8 @@ mod tests {
         upstream.request("GET", None);
         upstream.quota(1);
         metrics.store_error(StoreOp::Read);
+        metrics.of_peers().asked(PeerOutcome::Failed);
+        metrics.of_peers().came(PeerState::Up);
         let mut page = String::new();
         text::encode(&mut page, &registry).unwrap();
         store.close().await;
@@ -340,13 +451,15 @@ mod tests {
 
     #[test]
     fn every_label_of_a_fixed_set_is_in_the_document() {
-        use {Kind as K, Outcome as O, StoreOp as S};
+        use {Kind as K, Outcome as O, PeerOutcome as P, PeerState as T, StoreOp as S};
         let kinds = [K::Manifest, K::Blob, K::Tags, K::Referrers, K::Other].map(K::as_str);
         let outcomes =
             [O::Hit, O::Miss, O::Stale, O::Pass, O::NotFound, O::Refused, O::Failed].map(O::as_str);
         let ops = [S::Read, S::Write, S::Record].map(S::as_str);
+        let peers = [P::Answered, P::Refused, P::Failed, P::BrokenOff].map(P::as_str);
+        let states = [T::Unknown, T::Here, T::Up, T::Lost].map(T::as_str);
         assert_eq!((kinds.len(), outcomes.len()), (K::N, O::N));
-        for label in kinds.iter().chain(&outcomes).chain(&ops) {
+        for label in kinds.iter().chain(&outcomes).chain(&ops).chain(&peers).chain(&states) {
             assert!(DOCUMENT.contains(&format!("`{label}`")), "{label}");
         }
     }

@@ -124,6 +124,18 @@ impl Refusal {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "UNAVAILABLE", message)
     }
 
+    /// A replica asks for what this one is reading from another replica itself.
+    pub(crate) fn not_the_owner() -> Self {
+        let message = "this replica is itself reading the blob from another one";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message)
+    }
+
+    /// The request was sent by this very process, which would wait for itself.
+    pub(crate) fn to_itself() -> Self {
+        let message = "this replica is asked by itself; `peers` must lead to one replica each";
+        Self::new(StatusCode::LOOP_DETECTED, "UNAVAILABLE", message)
+    }
+
     /// The cache itself is at fault; the log says how.
     pub(crate) fn internal() -> Self {
         let message = "the cache failed; its log says how";

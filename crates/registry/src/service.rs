@@ -13,12 +13,14 @@ use larder_core::address::Asked;
 use larder_core::name::Named;
 use larder_core::route::{Route, query_value};
 use larder_store::{Store, StoreError};
+use larder_upstream::X_LARDER_PEER;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::absent::Absent;
 use crate::fills::Fills;
 use crate::manifests::Manifests;
 use crate::metrics::{Kind, Metrics, Outcome, Sequence, StoreOp, UpstreamMetrics};
+use crate::peers::Peers;
 use crate::referrers::Referrers;
 use crate::refusal::Refusal;
 use crate::respond::{self, Body, Meter, X_LARDER_CACHE};
@@ -35,6 +37,7 @@ pub(crate) struct Registry {
     pub(crate) referrers: Referrers,
     pub(crate) absent: Absent,
     pub(crate) upstreams: Upstreams,
+    pub(crate) peers: Peers,
     pub(crate) metrics: Metrics,
     /// Counts requests that name no upstream.
     pub(crate) unaddressed: Arc<UpstreamMetrics>,
@@ -62,6 +65,9 @@ pub(crate) struct Ask<'a> {
     pub(crate) headers: &'a HeaderMap,
     /// Whether only the head of the answer is wanted.
     pub(crate) is_head: bool,
+    /// Whether another replica asks, so that no further one is to be asked. It has no more rights
+    /// than anybody else.
+    pub(crate) is_from_peer: bool,
 }
 
 /// An answer with content, and how it came about.
@@ -125,7 +131,11 @@ impl Service {
         let path = request.uri.path();
         let (kind, name) = match Route::parse(path) {
             Some(Route::Base) => {
-                let response = respond::json(StatusCode::OK, &serde_json::json!({}));
+                let mut response = respond::json(StatusCode::OK, &serde_json::json!({}));
+                if request.headers.contains_key(X_LARDER_PEER) {
+                    let me = respond::header_value(self.registry.peers.me().to_owned());
+                    response.headers_mut().insert(X_LARDER_PEER, me);
+                }
                 return Ok(Answer { response, outcome: Outcome::Hit });
             }
             Some(Route::Manifest { name, reference }) => (What::Manifest(reference.parse()?), name),
@@ -164,6 +174,10 @@ impl Service {
         if !upstream.settings.allows(&address.name.repository) {
             return Err(Refusal::not_allowed(&address.name));
         }
+        let peer = request.headers.get(X_LARDER_PEER);
+        if peer.is_some_and(|name| name.as_bytes() == self.registry.peers.me().as_bytes()) {
+            return Err(Refusal::to_itself());
+        }
         Ok(Ask {
             name: Arc::new(address.name),
             upstream,
@@ -171,6 +185,7 @@ impl Service {
             query: request.uri.query(),
             headers: &request.headers,
             is_head: request.method == Method::HEAD,
+            is_from_peer: peer.is_some(),
         })
     }
 

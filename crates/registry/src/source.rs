@@ -1,4 +1,5 @@
-//! The bytes of one blob from upstream, in order, whatever happens on the way.
+//! The bytes of one blob, in order, whatever happens on the way. Whom they come from is for
+//! [`crate::course`] to say.
 //!
 //! A body that breaks off is gone on with from where it stopped, so that whoever reads along notices
 //! nothing. With more than one connection the blob is fetched in segments, several at a time; they
@@ -9,15 +10,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::FutureExt as _;
 use larder_core::Digest;
-use larder_core::name::Repository;
+use larder_core::name::Named;
 use larder_core::range::ByteRange;
-use larder_upstream::{Body, Error};
+use larder_upstream::Error;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument as _, debug};
 
+use crate::course::{Course, Flow};
+use crate::peer::Peer;
 use crate::upstreams::Upstream;
 
 /// How often one body is gone on with after it broke off. Each break costs a request; an upstream
@@ -44,13 +48,16 @@ const MAX_UNANNOUNCED: u64 = 64 << 30;
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) upstream: Arc<Upstream>,
-    pub(crate) repository: Repository,
+    pub(crate) name: Arc<Named>,
     pub(crate) digest: Digest,
+    /// Who is asked before upstream, in this order.
+    pub(crate) peers: Arc<[Arc<Peer>]>,
 }
 
 /// The bytes of a blob, or of a part of it, as they come.
 pub(crate) struct Source {
     wanted: Wanted,
+    course: Course,
     /// The next byte that will be handed out.
     at: u64,
     /// The first byte that is not wanted; `None` while nobody knows where the blob ends.
@@ -59,7 +66,7 @@ pub(crate) struct Source {
     length: Option<u64>,
     /// Bytes of the current body that come before `at`: upstream ignored the range.
     skip: u64,
-    body: Option<Body>,
+    body: Option<Flow>,
     /// How many bytes the current body has, if upstream has said it.
     announced: Option<u64>,
     /// An error that was met ahead of time.
@@ -79,18 +86,25 @@ struct Ahead {
 }
 
 impl Source {
-    /// Asks upstream for the blob from byte `start` on, to its end.
+    /// Asks for the blob from byte `start` on, to its end. `alone` is cancelled once nobody but
+    /// upstream is asked for it.
     ///
     /// # Errors
     ///
     /// As [`larder_upstream::Client::blob`].
-    pub(crate) async fn open(wanted: Wanted, start: u64) -> Result<Self, Error> {
+    pub(crate) async fn open(
+        wanted: Wanted,
+        start: u64,
+        alone: CancellationToken,
+    ) -> Result<Self, Error> {
         let n_connections = usize::from(wanted.upstream.settings.parallel());
-        if n_connections < 2 {
-            return Self::open_one(wanted, start, None).await;
+        let course = Course::new(wanted.clone(), alone);
+        // Peers are near: one connection is as fast as their disks.
+        if n_connections < 2 || course.has_peers() {
+            return Self::open_one(wanted, course, start, None).await;
         }
         let first = ByteRange { start, last: start.saturating_add(SEGMENT - 1) };
-        let mut source = Self::open_one(wanted, start, Some(first.last)).await?;
+        let mut source = Self::open_one(wanted, course, start, Some(first.last)).await?;
         match source.announced.is_some_and(|announced| announced <= SEGMENT) {
             true => source.fetch_ahead(n_connections - 1),
             // Upstream ignores ranges and is sending all of it.
@@ -99,7 +113,7 @@ impl Source {
         Ok(source)
     }
 
-    /// Asks upstream for a part of the blob.
+    /// Asks for a part of the blob.
     ///
     /// # Errors
     ///
@@ -109,12 +123,19 @@ impl Source {
         start: u64,
         last: Option<u64>,
     ) -> Result<Self, Error> {
-        Self::open_one(wanted, start, last).await
+        let course = Course::new(wanted.clone(), CancellationToken::new());
+        Self::open_one(wanted, course, start, last).await
     }
 
-    async fn open_one(wanted: Wanted, start: u64, last: Option<u64>) -> Result<Self, Error> {
+    async fn open_one(
+        wanted: Wanted,
+        course: Course,
+        start: u64,
+        last: Option<u64>,
+    ) -> Result<Self, Error> {
         let mut source = Self {
             wanted,
+            course,
             at: start,
             end: last.map(|last| last.saturating_add(1)),
             length: None,
@@ -226,7 +247,9 @@ impl Source {
 
     /// Asks for the rest, after a wait that grows, until upstream gives it or there is no point.
     async fn resume(&mut self, silent_since: Instant) -> Result<(), Error> {
-        self.body = None;
+        if self.body.take().is_some() {
+            self.course.broke_off().await;
+        }
         loop {
             let error = self.broken.take().unwrap_or_else(ended_early);
             if self.resumes == MAX_RESUMES || !is_worth_resuming(&error) {
@@ -256,28 +279,27 @@ impl Source {
     }
 
     async fn ask(&mut self) -> Result<(), Error> {
-        let Wanted { upstream, repository, digest } = &self.wanted;
         let last = self.end.map(|end| end - 1);
         let is_whole = self.at == 0 && last.is_none();
         let range = (!is_whole).then_some((self.at, last));
-        let blob = upstream.client.blob(repository, digest, range).await?;
-        if let (Some(known), Some(said)) = (self.length, blob.length)
+        let part = self.course.ask(range).await?;
+        if let (Some(known), Some(said)) = (self.length, part.length)
             && known != said
         {
             let text = format!("the blob had {known} bytes and now has {said}");
             return Err(Error::Protocol(text));
         }
-        if blob.start > self.at {
+        if part.start > self.at {
             return Err(Error::Protocol("the range begins after the byte asked for".to_owned()));
         }
-        self.skip = self.at - blob.start;
-        self.length = self.length.or(blob.length);
+        self.skip = self.at - part.start;
+        self.length = self.length.or(part.length);
         self.end = match (self.end, self.length) {
             (Some(end), Some(length)) => Some(end.min(length)),
             (end, length) => end.or(length),
         };
-        self.announced = blob.remaining;
-        self.body = Some(blob.body);
+        self.announced = part.remaining;
+        self.body = Some(part.flow);
         Ok(())
     }
 
@@ -326,7 +348,7 @@ impl Source {
 
 /// A segment in pieces.
 async fn fetch_segment(wanted: Wanted, start: u64, last: u64) -> Result<Vec<Bytes>, Error> {
-    let mut source = Source::open_one(wanted, start, Some(last)).await?;
+    let mut source = Source::open_part(wanted, start, Some(last)).await?;
     let mut pieces = Vec::new();
     loop {
         match Box::pin(source.next()).await {

@@ -172,18 +172,8 @@ impl Client {
         range: Option<(u64, Option<u64>)>,
     ) -> Result<Blob, Error> {
         let mut question = blob_question(Method::GET, repository, digest);
-        if let Some((start, last)) = range {
-            if last.is_some_and(|last| last < start) {
-                return Err(Error::Range);
-            }
-            question.headers.insert(RANGE, range_header(start, last));
-        }
-        let answer = self.0.ask(&question).await?;
-        if answer.status == StatusCode::PARTIAL_CONTENT {
-            return partial(answer, range);
-        }
-        let length = header::length(&answer.headers);
-        Ok(Blob { start: 0, length, remaining: length, body: answer.into_body(length) })
+        question.headers = range_headers(range)?;
+        blob_of(self.0.ask(&question).await?, range)
     }
 
     /// Lists tags: `n` of them at most (registries may send fewer), those after `last`, which is
@@ -323,6 +313,27 @@ fn manifest_question(
 
 fn blob_question(method: Method, repository: &Repository, digest: &Digest) -> Question {
     question(method, Some(repository), format!("v2/{}/blobs/{digest}", repository.as_str()))
+}
+
+/// What asks for the bytes from the first to the second of `range` (included), or to the end.
+pub(crate) fn range_headers(range: Option<(u64, Option<u64>)>) -> Result<HeaderMap, Error> {
+    let mut headers = HeaderMap::new();
+    if let Some((start, last)) = range {
+        if last.is_some_and(|last| last < start) {
+            return Err(Error::Range);
+        }
+        headers.insert(RANGE, range_header(start, last));
+    }
+    Ok(headers)
+}
+
+/// The blob that a 200 or 206 brings, of which `range` was asked for.
+pub(crate) fn blob_of(answer: Answer, range: Option<(u64, Option<u64>)>) -> Result<Blob, Error> {
+    if answer.status == StatusCode::PARTIAL_CONTENT {
+        return partial(answer, range);
+    }
+    let length = header::length(&answer.headers);
+    Ok(Blob { start: 0, length, remaining: length, body: answer.into_body(length) })
 }
 
 fn range_header(start: u64, last: Option<u64>) -> HeaderValue {

@@ -114,6 +114,10 @@ pub enum SetupError {
         problem: &'static str,
     },
 
+    /// What this process is to call itself cannot be in a header.
+    #[error("the name of this process has characters that a header cannot have")]
+    Name,
+
     /// The file of certificate authorities cannot be read or holds no certificate.
     #[error("reading the certificate authorities in {}", .path.display())]
     Ca {

@@ -10,6 +10,8 @@
 //!             └─ transport ── one request after the other along redirects
 //! ```
 //!
+//! A [`Replica`] is another process of this cache, asked for blobs over the same transport.
+//!
 //! Invariants:
 //! - a credential goes to the configured addresses' own origins and to the token service they name,
 //!   and nowhere else; never unencrypted, unless the configured address itself is `http`;
@@ -36,6 +38,7 @@ mod limits;
 mod link;
 pub mod probe;
 mod reach;
+mod replica;
 mod secret;
 mod settings;
 mod tls;
@@ -49,6 +52,7 @@ pub use credentials::{Credentials, CredentialsError, CredentialsProblem};
 pub use docker_config::ParseDockerConfigError;
 pub use error::{Cause, Error, SetupError};
 pub use reach::Reach;
+pub use replica::{Replica, ReplicaSettings, X_LARDER_PEER};
 pub use secret::Secret;
 pub use settings::{MAX_URLS, Settings};
 pub use url::Url;

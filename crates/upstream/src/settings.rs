@@ -97,7 +97,7 @@ impl Settings {
 pub(crate) struct Base(Url);
 
 impl Base {
-    fn new(url: &Url) -> Result<Self, SetupError> {
+    pub(crate) fn new(url: &Url) -> Result<Self, SetupError> {
         let problem = if !matches!(url.scheme(), "http" | "https") {
             "the scheme is neither http nor https"
         } else if !url.username().is_empty() || url.password().is_some() {

@@ -56,6 +56,16 @@ pub(crate) fn client_config(settings: &Settings) -> Result<ClientConfig, SetupEr
     Ok(config)
 }
 
+/// The TLS settings of a client that speaks HTTP/1.1 to a replica of this cache, and trusts the
+/// system's authorities and those in the file `ca`.
+pub(crate) fn replica_config(ca: Option<&Path>) -> Result<ClientConfig, SetupError> {
+    let builder = ClientConfig::builder_with_provider(provider());
+    let builder = builder.with_safe_default_protocol_versions()?;
+    let mut config = builder.with_root_certificates(roots(ca)?).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }

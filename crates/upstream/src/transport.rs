@@ -14,6 +14,7 @@ use crate::error::{Again, Error, Failure, SetupError};
 use crate::header;
 use crate::limits::Slot;
 use crate::reach::{Reach, Resolver, Unreachable};
+use crate::replica::ReplicaSettings;
 use crate::settings::{Settings, without_secrets};
 use crate::tls;
 
@@ -148,21 +149,7 @@ impl Transport {
         settings: &Settings,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, SetupError> {
-        let mut headers = HeaderMap::new();
-        // Digests are of the bytes as they are stored; an encoding would have to be undone.
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let tls = tls::client_config(settings)?;
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .connect_timeout(settings.connect_timeout)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tcp_nodelay(true)
-            .tcp_keepalive(KEEPALIVE)
+        let mut builder = builder(tls::client_config(settings)?, settings.connect_timeout)
             .http2_keep_alive_interval(KEEPALIVE)
             .http2_keep_alive_timeout(KEEPALIVE_TIMEOUT);
         if let Some(proxy) = &settings.proxy {
@@ -179,6 +166,22 @@ impl Transport {
         let http = builder.build().map_err(|error| SetupError::Http(error.without_url()))?;
         let (reach, read_timeout) = (settings.reach.clone(), settings.read_timeout);
         Ok(Self { http, observer, reach, read_timeout })
+    }
+
+    /// What speaks to a replica: directly, and each body on a connection of its own, so that none
+    /// waits for another one's reader, nor a question whether it is there for any of them.
+    pub(crate) fn to_replica(
+        settings: &ReplicaSettings,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, SetupError> {
+        let tls = tls::replica_config(settings.ca.as_deref())?;
+        let mut builder = builder(tls, settings.connect_timeout).no_proxy().http1_only();
+        if let (Some(host), Some(address)) = (settings.url.host_str(), settings.address) {
+            builder = builder.resolve(host, address);
+        }
+        let http = builder.build().map_err(|error| SetupError::Http(error.without_url()))?;
+        let read_timeout = settings.read_timeout;
+        Ok(Self { http, observer, reach: Reach::Anywhere, read_timeout })
     }
 
     /// Sends `request` with `authorization` and follows redirects.
@@ -215,7 +218,8 @@ impl Transport {
         Err(Error::Protocol(text).into())
     }
 
-    async fn hop(
+    /// Sends `request`, and nothing more.
+    pub(crate) async fn hop(
         &self,
         request: &Request,
         authorization: Option<&HeaderValue>,
@@ -259,6 +263,24 @@ impl Transport {
             slot: None,
         })
     }
+}
+
+/// What every client has.
+fn builder(tls: rustls::ClientConfig, connect_timeout: Duration) -> reqwest::ClientBuilder {
+    let mut headers = HeaderMap::new();
+    // Digests are of the bytes as they are stored; an encoding would have to be undone.
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .connect_timeout(connect_timeout)
+        .pool_max_idle_per_host(MAX_IDLE)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .tcp_nodelay(true)
+        .tcp_keepalive(KEEPALIVE)
 }
 
 fn check_encoding(answer: Answer) -> Result<Answer, Failure> {

@@ -16,6 +16,7 @@ use super::document::{Node, Section, Source, quoted};
 use super::files::Files;
 use super::mistake::{At, Located, Mistake, Mistakes, Place, Wrong, wrong};
 use super::overrides::{Given, Overrides};
+use super::peers::Peers;
 use super::upstream::{self, Configured};
 use super::value::{self, shown};
 use super::{Budget, Config, Listener, TlsFiles, Upstream, builtin};
@@ -82,6 +83,7 @@ struct Draft {
     default_upstream: Option<Located<String>>,
     /// By the `Host` header.
     hosts: BTreeMap<String, Located<String>>,
+    peers: Peers,
     /// Those of the file.
     configured: Vec<Configured>,
     /// The others.
@@ -115,6 +117,7 @@ impl Draft {
                 Ok(text.to_owned())
             }),
             hosts: hosts(&mut root, mistakes),
+            peers: Peers::read(&mut root, files, mistakes),
             configured: upstreams(&mut root, files, mistakes),
             builtin: match has_builtin {
                 Some(Located { value: false, .. }) => Vec::new(),
@@ -183,6 +186,7 @@ impl Draft {
         self.check_named_upstreams(mistakes);
         self.check_passwords_in_the_open(mistakes);
         self.check_addresses(mistakes);
+        self.check_peers(mistakes);
         self.check_tls(files, mistakes);
     }
 
@@ -286,6 +290,14 @@ impl Draft {
         }
     }
 
+    fn check_peers(&self, mistakes: &mut Mistakes) {
+        let is_reachable = match &self.listen {
+            Some(listen) => listen.iter().any(|it| !it.value.address.ip().is_loopback()),
+            None => !default_listen().ip().is_loopback(),
+        };
+        self.peers.check(is_reachable, mistakes);
+    }
+
     fn check_tls(&self, files: &dyn Files, mistakes: &mut Mistakes) {
         let names = ["tls_cert", "tls_key"];
         certificate::check(self.tls_cert.as_ref(), self.tls_key.as_ref(), names, files, mistakes);
@@ -326,6 +338,8 @@ impl Draft {
             ttl: self.ttl.map_or(usual.ttl, |it| it.value),
             untagged_ttl: self.untagged_ttl.map_or(usual.superseded, |it| it.value),
             pins: self.pins,
+            peers: self.peers.entries.into_iter().map(|it| it.value).collect(),
+            peers_ca: self.peers.ca.map(|it| it.value),
             tls: tls.map(|(cert, key)| TlsFiles { cert: cert.value, key: key.value }),
             default_upstream,
             hosts: self.hosts.into_iter().map(|(name, it)| (name, it.value)).collect(),

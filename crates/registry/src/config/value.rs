@@ -168,13 +168,17 @@ pub(super) fn base_url(text: &str, schemes: &[&str]) -> Result<Url, Wrong> {
 
 /// Whether what is sent to `url` can be read on the way.
 pub(super) fn is_readable_on_the_way(url: &Url) -> bool {
-    let is_loopback = match url.host() {
+    url.scheme() == "http" && !is_on_loopback(url)
+}
+
+/// Whether `url` leads to this machine, whichever that is.
+pub(super) fn is_on_loopback(url: &Url) -> bool {
+    match url.host() {
         Some(url::Host::Ipv4(ip)) => IpAddr::from(ip).is_loopback(),
         Some(url::Host::Ipv6(ip)) => IpAddr::from(ip).is_loopback(),
         Some(url::Host::Domain(name)) => name == "localhost",
         None => false,
-    };
-    url.scheme() == "http" && !is_loopback
+    }
 }
 
 /// Another name for an upstream: one path component that cannot be taken for a host.

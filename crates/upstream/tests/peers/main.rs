@@ -11,6 +11,7 @@ mod http2;
 mod limits;
 mod proxies;
 mod redirects;
+mod replicas;
 mod retries;
 mod tls;
 mod verbs;

@@ -57,6 +57,8 @@ fn every_key_is_understood() {
         default_upstream = "ghcr.io"
         tls_cert = "cert.pem"
         tls_key = "key.pem"
+        peers = ["https://10.0.0.1:5000", "dns+https://larder-headless:5000"]
+        peers_ca = "cert.pem"
 
         [hosts]
         "Mirror.Example.org" = "hub"
@@ -93,6 +95,9 @@ fn every_key_is_understood() {
     assert_eq!(config.budget, Some(Budget::Percent(80)));
     assert_eq!(config.default_upstream.as_deref(), Some("ghcr.io"));
     assert_eq!(config.hosts["mirror.example.org"], "hub");
+    let peers: Vec<String> = config.peers.iter().map(ToString::to_string).collect();
+    assert_eq!(peers, ["https://10.0.0.1:5000/", "dns+https://larder-headless:5000/"]);
+    assert_eq!(config.peers_ca, Some(PathBuf::from("cert.pem")));
     assert_eq!(config.tls.unwrap().key, PathBuf::from("key.pem"));
     assert_eq!(config.upstreams.len(), 13);
     let upstream = &config.upstreams[0];
@@ -205,7 +210,7 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         ),
         (
             "colour = 1",
-            "1: colour: there is no such key; known here are storage, index, public_url, builtin_upstreams, listen, admin, data, offline, budget, low_watermark, ttl, untagged_ttl, pins, tls_cert, tls_key, default_upstream, hosts, upstreams",
+            "1: colour: there is no such key; known here are storage, index, public_url, builtin_upstreams, listen, admin, data, offline, budget, low_watermark, ttl, untagged_ttl, pins, tls_cert, tls_key, default_upstream, hosts, peers, peers_ca, upstreams",
         ),
         (
             "default_upstream = \"nowhere\"",
@@ -242,6 +247,27 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         (
             "tls_cert = \"cert.pem\"\ntls_key = \"other-key.pem\"",
             "1: tls_cert: the key in other-key.pem is not that of the first certificate in cert.pem",
+        ),
+        ("peers = []", "1: peers: is empty; remove it, or write one"),
+        (
+            "peers = \"10.0.0.1:5000\"",
+            "1: peers: `10.0.0.1:5000` is not a URL (relative URL without a base); write it as in https://HOST or https://HOST:PORT",
+        ),
+        (
+            "peers = \"dns+http://127.0.0.1:5000\"",
+            "1: peers: `http://127.0.0.1:5000` is an address, and no name; write http://127.0.0.1:5000/ without dns+",
+        ),
+        (
+            "peers = [\"http://localhost:1\",\n \"http://localhost:1\"]",
+            "2: peers[1]: http://localhost:1/ is there already; remove it",
+        ),
+        (
+            "peers = \"dns+http://larder:5000\"",
+            "1: peers: no other replica can reach this one, which listens on loopback only; set `listen` to an address that they reach",
+        ),
+        (
+            "peers_ca = \"cert.pem\"",
+            "1: peers_ca: no peer is asked by https; remove it, or write https URLs in `peers`",
         ),
         (
             "upstreams = 1",

@@ -1,0 +1,214 @@
+//! The replicas that share what they store: who they are now, and whom to ask for a blob.
+//!
+//! Every blob has an owner among them ([`larder_core::owner`]), which alone asks the upstream; the
+//! others read from the owner as clients do. There is no leader and nothing to agree on: replicas
+//! that believe different things about who is there only fetch something twice. They never wait for
+//! each other in a circle, since whoever is asked by a replica waits for no further one (see
+//! [`crate::fills`]).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder_core::{Digest, owner};
+use parking_lot::RwLock;
+use tokio::net::lookup_host;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use url::Url;
+use uuid::Uuid;
+
+use crate::config::{self, MAX_PEERS};
+use crate::metrics::{PeerMetrics, PeerState};
+use crate::peer::{Peer, Place};
+
+/// How often DNS is asked who is there, and how long it may take.
+const LOOKUP: Duration = Duration::from_secs(5);
+
+/// How many peers are asked for one blob before upstream is. More than one is dead at the same time
+/// when a zone is, and then each costs the first who asks it some time.
+const MAX_ASKED: usize = 2;
+
+/// The replicas. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Peers(Arc<Inner>);
+
+struct Inner {
+    me: Arc<str>,
+    configured: Vec<config::Peer>,
+    ca: Option<PathBuf>,
+    members: RwLock<Arc<[Arc<Peer>]>>,
+    metrics: PeerMetrics,
+}
+
+impl Peers {
+    /// Knows nobody before [`Self::follow`] runs.
+    pub(crate) fn new(
+        configured: Vec<config::Peer>,
+        ca: Option<PathBuf>,
+        metrics: PeerMetrics,
+    ) -> Self {
+        let me = Uuid::now_v7().to_string().into();
+        let members = RwLock::new(Arc::new([]) as Arc<[_]>);
+        Self(Arc::new(Inner { me, configured, ca, members, metrics }))
+    }
+
+    /// What this process calls itself.
+    pub(crate) fn me(&self) -> &str {
+        &self.0.me
+    }
+
+    /// Whom to ask for a blob before upstream, in this order: nobody, if it is ours.
+    pub(crate) fn before_upstream(&self, digest: &Digest) -> Arc<[Arc<Peer>]> {
+        let members = Arc::clone(&self.0.members.read());
+        let order = owner::order(digest, members.iter(), |peer| peer.name());
+        let there = order.into_iter().filter(|peer| peer.state() != PeerState::Lost);
+        let before = there.take_while(|peer| peer.state() != PeerState::Here);
+        before.take(MAX_ASKED).cloned().collect()
+    }
+
+    /// Keeps up with who is there, until `stopping`.
+    pub(crate) async fn follow(self, stopping: CancellationToken) {
+        let by_dns = |it: &config::Peer| matches!(it, config::Peer::Named(_));
+        let is_followed = self.0.configured.iter().any(by_dns);
+        let mut known: Vec<Vec<Place>> = vec![Vec::new(); self.0.configured.len()];
+        let mut has_failed = vec![false; self.0.configured.len()];
+        let following = async {
+            loop {
+                for (n, configured) in self.0.configured.iter().enumerate() {
+                    match self.places(configured).await {
+                        Ok(places) => (known[n], has_failed[n]) = (places, false),
+                        Err(reason) if !has_failed[n] => {
+                            warn!(reason, "looking up the peers {configured}");
+                            has_failed[n] = true;
+                        }
+                        Err(_) => {}
+                    }
+                }
+                self.adopt(known.concat());
+                match is_followed {
+                    true => sleep(LOOKUP).await,
+                    false => std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            () = following => {}
+            () = stopping.cancelled() => {}
+        }
+    }
+
+    /// Where those are that an entry stands for.
+    async fn places(&self, configured: &config::Peer) -> Result<Vec<Place>, String> {
+        let ca = self.0.ca.clone();
+        let url = match configured {
+            config::Peer::At(url) => {
+                let (name, url) = (url.origin().ascii_serialization(), url.clone());
+                return Ok(vec![Place { name, url, address: None, ca }]);
+            }
+            config::Peer::Named(url) => url,
+        };
+        let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default());
+        let found = timeout(LOOKUP, lookup_host((host, port.unwrap_or_default()))).await;
+        let found = found.map_err(|_| "DNS did not answer in time".to_owned())?;
+        let mut addresses: Vec<SocketAddr> = found.map_err(|error| error.to_string())?.collect();
+        // One with both is one replica, and not two that die together.
+        if addresses.iter().any(SocketAddr::is_ipv4) {
+            addresses.retain(SocketAddr::is_ipv4);
+        }
+        let place = |address| Place {
+            name: name_of(url, address),
+            url: url.clone(),
+            address: Some(address),
+            ca: ca.clone(),
+        };
+        let places: Vec<Place> = addresses.into_iter().map(place).collect();
+        match places.is_empty() {
+            true => Err("DNS knows the name and no address".to_owned()),
+            false => Ok(places),
+        }
+    }
+
+    /// Has these be the replicas: those who stay stay as they are, new ones are greeted.
+    fn adopt(&self, mut places: Vec<Place>) {
+        places.sort_by(|one, other| one.name.cmp(&other.name));
+        places.dedup_by(|one, other| one.name == other.name);
+        // All of them leave out the same ones.
+        places.truncate(MAX_PEERS);
+        let before = Arc::clone(&self.0.members.read());
+        let mut members = Vec::new();
+        for place in places {
+            if let Some(peer) = before.iter().find(|peer| peer.name() == place.name) {
+                members.push(Arc::clone(peer));
+                continue;
+            }
+            let name = place.name.clone();
+            match Peer::new(place, Arc::clone(&self.0.me), self.0.metrics.clone()) {
+                Ok(peer) => {
+                    let peer = Arc::new(peer);
+                    info!(peer = name, "sharing with {name}");
+                    members.push(Arc::clone(&peer));
+                    tokio::spawn(async move { peer.is_there().await });
+                }
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "setting up the peer {name}");
+                }
+            }
+        }
+        for gone in before.iter().filter(|it| !members.iter().any(|peer| Arc::ptr_eq(peer, it))) {
+            info!(peer = gone.name(), "sharing no more with {}", gone.name());
+        }
+        *self.0.members.write() = members.into();
+    }
+}
+
+/// What replicas call the one at `address`, however they found it.
+fn name_of(url: &Url, address: SocketAddr) -> String {
+    format!("{}://{address}", url.scheme())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn those_who_stay_stay_as_they_are() {
+        let peers = Peers::new(Vec::new(), None, Metrics::default().of_peers());
+        peers.adopt(places(&[1, 2]));
+        let before = Arc::clone(&peers.0.members.read());
+        peers.adopt(places(&[3, 2, 3]));
+        let after = Arc::clone(&peers.0.members.read());
+        let names: Vec<&str> = after.iter().map(|peer| peer.name()).collect();
+        assert_eq!(names, ["http://127.0.0.2:1", "http://127.0.0.3:1"]);
+        assert!(Arc::ptr_eq(&before[1], &after[0]));
+    }
+
+    #[tokio::test]
+    async fn no_more_replicas_are_known_than_may_be_and_few_are_asked_for_one_blob() {
+        let peers = Peers::new(Vec::new(), None, Metrics::default().of_peers());
+        peers.adopt(places(&(1..=100).collect::<Vec<u8>>()));
+        assert_eq!(peers.0.members.read().len(), MAX_PEERS);
+        assert_eq!(peers.before_upstream(&Digest::sha256_of(b"")).len(), MAX_ASKED);
+    }
+
+    #[tokio::test]
+    async fn a_name_stands_for_every_address_that_it_has() {
+        let peers = Peers::new(Vec::new(), None, Metrics::default().of_peers());
+        let named = |url: &str| config::Peer::Named(Url::parse(url).unwrap());
+        let found = peers.places(&named("https://localhost:5000")).await.unwrap();
+        let one = found.iter().find(|it| it.name == "https://127.0.0.1:5000").unwrap();
+        assert_eq!(one.url.host_str(), Some("localhost"));
+        assert!(peers.places(&named("http://nowhere.invalid:1")).await.is_err());
+    }
+
+    fn places(numbers: &[u8]) -> Vec<Place> {
+        let place = |n: &u8| {
+            let url = Url::parse(&format!("http://127.0.0.{n}:1")).unwrap();
+            Place { name: url.origin().ascii_serialization(), url, address: None, ca: None }
+        };
+        numbers.iter().map(place).collect()
+    }
+}

@@ -1,0 +1,127 @@
+//! Another replica of this cache, as a client.
+//!
+//! It speaks the same protocol as an upstream, and is otherwise nothing like one: it never asks who
+//! we are, it is next door, and whoever cannot have something from it goes on elsewhere at once. So
+//! there are no credentials here, no proxy, no redirects, no pauses and no breaker: one request, and
+//! what came of it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use larder_core::{Digest, Host, Repository};
+use url::Url;
+
+use crate::Observer;
+use crate::client::{self, Blob};
+use crate::error::{Again, Error, SetupError};
+use crate::header;
+use crate::settings::Base;
+use crate::transport::{Answer, Request, Transport};
+
+/// Says which process asks, and which one answers. Whoever is asked with it asks no further replica.
+pub const X_LARDER_PEER: HeaderName = HeaderName::from_static("x-larder-peer");
+
+/// How to reach one replica.
+#[derive(Clone, Debug)]
+pub struct ReplicaSettings {
+    /// Where it is: `http` or `https`, before `/v2/`.
+    pub url: Url,
+    /// The address to connect to, if it is not to be looked up. The certificate is still to be one
+    /// for the host of `url`.
+    pub address: Option<SocketAddr>,
+    /// A file of PEM certificates that are trusted beside the system's.
+    pub ca: Option<PathBuf>,
+    /// What this process calls itself: letters that a header may have.
+    pub me: String,
+    /// The longest that a connection may take, TLS included.
+    pub connect_timeout: Duration,
+    /// The longest from a request to the head of its answer (a connection included), and between
+    /// two pieces of a body.
+    pub read_timeout: Duration,
+}
+
+/// One replica. Clones share connections.
+#[derive(Clone)]
+pub struct Replica(Arc<Inner>);
+
+struct Inner {
+    base: Base,
+    me: HeaderValue,
+    transport: Transport,
+}
+
+impl Replica {
+    /// A client with connections of its own. Nothing is asked yet, but the file that `settings` name
+    /// is read, blocking.
+    ///
+    /// # Errors
+    ///
+    /// The settings cannot work; [`SetupError`] says which.
+    pub fn new(
+        settings: &ReplicaSettings,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, SetupError> {
+        let base = Base::new(&settings.url)?;
+        let me = HeaderValue::from_str(&settings.me).map_err(|_| SetupError::Name)?;
+        let transport = Transport::to_replica(settings, observer)?;
+        Ok(Self(Arc::new(Inner { base, me, transport })))
+    }
+
+    /// Asks which process answers there. It touches neither its store nor anybody else, so one that
+    /// does not answer soon is not there, however long what it is doing for us may take.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::blob`]; `Protocol` also if it is no Larder that answers.
+    pub async fn greet(&self) -> Result<String, Error> {
+        let answer = self.ask("v2/".to_owned(), None, HeaderMap::new()).await?;
+        let name = header::text(&answer.headers, &X_LARDER_PEER).map(str::to_owned);
+        name.ok_or_else(|| Error::Protocol(format!("{} is no replica of Larder", answer.who())))
+    }
+
+    /// Begins to fetch a blob of `host`'s `repository`, as [`crate::Client::blob`] does.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, and `Unavailable` without a status: there was no answer. Everything else is what
+    /// the replica says.
+    pub async fn blob(
+        &self,
+        host: &Host,
+        repository: &Repository,
+        digest: &Digest,
+        range: Option<(u64, Option<u64>)>,
+    ) -> Result<Blob, Error> {
+        let headers = client::range_headers(range)?;
+        let path = format!("v2/{}/blobs/{digest}", repository.as_str());
+        let query = format!("ns={}", host.as_str());
+        client::blob_of(self.ask(path, Some(query), headers).await?, range)
+    }
+
+    async fn ask(
+        &self,
+        path: String,
+        query: Option<String>,
+        mut headers: HeaderMap,
+    ) -> Result<Answer, Error> {
+        headers.insert(X_LARDER_PEER, self.0.me.clone());
+        let url = self.0.base.at(&path, query.as_deref());
+        let request = Request { headers, ..Request::new(Method::GET, url) };
+        let answer = match self.0.transport.hop(&request, None, false).await {
+            // A connection that was kept from before, and that the other side has closed meanwhile.
+            Err(failure) if failure.again == Again::AtOnce => {
+                self.0.transport.hop(&request, None, false).await
+            }
+            answer => answer,
+        };
+        let answer = answer.map_err(|failure| failure.error)?;
+        match answer.status {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(answer),
+            _ => Err(answer.into_failure().error),
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! Replicas with disks of their own: each blob comes from upstream once for all of them, and none of
+//! them is needed.
+
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use larder_core::{Digest, owner};
+use larder_testkit::{Content, Fault, Gate, Image, On, Upstream, patiently};
+use larder_tests::scene::{HOST, REPOSITORY, blob_path};
+use larder_tests::{Larder, Scene, http};
+use rustix::process::{Signal, kill_process};
+use tokio::task::JoinSet;
+
+const MIB: usize = 1 << 20;
+
+/// What a dead owner may cost the first pull, and what a busy machine may add to that.
+const PASSED_OVER: Duration = Duration::from_secs(2);
+const BUSY: Duration = Duration::from_secs(2);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ninety_clients_over_three_replicas_share_one_fetch_of_a_large_cold_blob() {
+    let replicas = Replicas::start(3).await;
+    let image = replicas.push(1, &[256 * MIB]);
+    let layer = &image.layers[0];
+
+    let mut clients = JoinSet::new();
+    for n in 0..90 {
+        let (url, image) = (replicas.all[n % 3].url(&blob_path(&layer.digest)), image.clone());
+        clients.spawn(async move { expect(&url, &image.layers[0]).await });
+    }
+    while let Some(finished) = clients.join_next().await {
+        finished.unwrap();
+    }
+
+    let upstream = &replicas.upstream;
+    assert_eq!(upstream.n_fetches(&layer.digest), 1);
+    assert_eq!(upstream.bytes_sent(&layer.digest), layer.bytes.len() as u64);
+    for replica in &replicas.all {
+        let stored = replica.get(&blob_path(&layer.digest)).await;
+        assert_eq!(stored.outcome(), "hit");
+        stored.expect_body(&layer.bytes).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_the_others_notice_nothing_when_the_filling_owner_is_killed() {
+    let mut replicas = Replicas::start(3).await;
+    let image = replicas.push(2, &[256 * MIB]);
+    let layer = &image.layers[0];
+    let gate = Gate::closed();
+    let first = On::digest(&layer.digest).get().times(1);
+    replicas.upstream.fault(first, Fault::WaitAfter(128 << 20, gate.clone()));
+    let [owner, second, third] = replicas.order(&layer.digest)[..] else { unreachable!() };
+
+    let (half, mut reading) = tokio::sync::mpsc::channel(8);
+    let mut clients = JoinSet::new();
+    for n in 0..8 {
+        let replica = if n % 2 == 0 { second } else { third };
+        let (url, image) = (replicas.all[replica].url(&blob_path(&layer.digest)), image.clone());
+        let half = half.clone();
+        clients.spawn(async move {
+            let layer = &image.layers[0];
+            let mut response = http::get(&url).send().await;
+            assert_eq!(response.status, 200);
+            let beginning = response.at_least(100 * MIB).await;
+            assert!(beginning == layer.bytes[..beginning.len()]);
+            half.send(()).await.unwrap();
+            response.expect_body(&layer.bytes[beginning.len()..]).await.unwrap();
+        });
+    }
+    for _ in 0..8 {
+        patiently("all clients read the beginning", reading.recv()).await.unwrap();
+    }
+    gate.reached(1).await;
+    assert_eq!(replicas.upstream.n_fetches(&layer.digest), 1, "only the owner asks");
+    let owner = replicas.all.remove(owner);
+    owner.kill();
+    while let Some(finished) = clients.join_next().await {
+        finished.unwrap();
+    }
+    gate.open();
+
+    let sent = replicas.upstream.bytes_sent(&layer.digest);
+    assert!(sent as f64 <= layer.bytes.len() as f64 * 2.1, "{} MiB", sent >> 20);
+}
+
+#[tokio::test]
+async fn an_owner_that_refuses_costs_the_first_pull_little_and_the_next_ones_nothing() {
+    let mut replicas = Replicas::start(3).await;
+    let image = replicas.push(3, &[100; 64]);
+    let (owner, blobs) = replicas.two_of_one_owner(&image);
+    let gone = replicas.all.remove(owner);
+    gone.kill();
+    expect_passing_over(&replicas.all[0], &blobs).await;
+    assert_eq!(replicas.all[0].admin("/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_owner_that_is_silent_costs_the_first_pull_little_and_the_next_ones_nothing() {
+    let replicas = Replicas::start(2).await;
+    let image = replicas.push(4, &[100; 64]);
+    let (owner, blobs) = replicas.two_of_one_owner(&image);
+    let (silent, other) = (&replicas.all[owner], &replicas.all[1 - owner]);
+    kill_process(silent.pid(), Signal::STOP).unwrap();
+    expect_passing_over(other, &blobs).await;
+    kill_process(silent.pid(), Signal::CONT).unwrap();
+    other.logged(&["is back"]).await;
+}
+
+#[tokio::test]
+async fn an_owner_that_falls_silent_in_the_middle_is_replaced() {
+    let replicas = Replicas::start(2).await;
+    let image = replicas.push(5, &[32 * MIB]);
+    let layer = &image.layers[0];
+    let gate = Gate::closed();
+    let first = On::digest(&layer.digest).get().times(1);
+    replicas.upstream.fault(first, Fault::WaitAfter(16 << 20, gate.clone()));
+    let [owner, other] = replicas.order(&layer.digest)[..] else { unreachable!() };
+    let mut response = replicas.all[other].get(&blob_path(&layer.digest)).await;
+    let beginning = response.at_least(8 * MIB).await;
+    gate.reached(1).await;
+    kill_process(replicas.all[owner].pid(), Signal::STOP).unwrap();
+    response.expect_body(&layer.bytes[beginning.len()..]).await.unwrap();
+    kill_process(replicas.all[owner].pid(), Signal::CONT).unwrap();
+    gate.open();
+}
+
+#[tokio::test]
+async fn an_owner_that_waits_for_a_slow_upstream_is_waited_for() {
+    let replicas = Replicas::start(2).await;
+    let image = replicas.push(6, &[4 * MIB]);
+    let layer = &image.layers[0];
+    let gate = Gate::closed();
+    replicas.upstream.fault(On::digest(&layer.digest), Fault::Wait(gate.clone()));
+    let [owner, other] = replicas.order(&layer.digest)[..] else { unreachable!() };
+    let greetings = [("kind", "other"), ("outcome", "hit")];
+    let greeted = async || replicas.all[owner].metric("larder_requests_total", &greetings).await;
+    let before = greeted().await;
+
+    let url = replicas.all[other].url(&blob_path(&layer.digest));
+    let client = tokio::spawn({
+        let image = image.clone();
+        async move { expect(&url, &image.layers[0]).await }
+    });
+    gate.reached(1).await;
+    // It is greeted twice a second at most: this is 3 s.
+    patiently("the owner is greeted", async { while greeted().await < before + 6.0 {} }).await;
+    gate.open();
+    client.await.unwrap();
+    let digest = layer.digest.to_string();
+    assert_eq!(replicas.upstream.count(|it| it.path.ends_with(&digest)), 1);
+    let lost = [("state", "lost")];
+    assert!(replicas.all[other].metric("larder_peers", &lost).await < 1.0);
+}
+
+#[tokio::test]
+async fn a_range_of_a_cold_blob_is_read_from_the_owner() {
+    let replicas = Replicas::start(2).await;
+    let image = replicas.push(7, &[16 * MIB]);
+    let layer = &image.layers[0];
+    let gate = Gate::closed();
+    let whole = On::digest(&layer.digest).get().times(1);
+    replicas.upstream.fault(whole, Fault::WaitAfter(2 << 20, gate.clone()));
+    let [_, other] = replicas.order(&layer.digest)[..] else { unreachable!() };
+    let other = &replicas.all[other];
+    let request = other.request(&blob_path(&layer.digest));
+    let (start, end) = (12 * MIB, 12 * MIB + 1000);
+    let response = request.header("range", &format!("bytes={start}-{}", end - 1)).send().await;
+    assert_eq!(response.status, 206);
+    assert_eq!(response.bytes().await.unwrap(), layer.bytes[start..end]);
+    gate.open();
+    other.get(&blob_path(&layer.digest)).await.expect_body(&layer.bytes).await.unwrap();
+    assert!(other.metric("larder_upstream_bytes_total", &[]).await < 1.0);
+}
+
+#[tokio::test]
+async fn replicas_that_take_each_other_for_the_owner_do_not_wait_for_each_other() {
+    // Each has two addresses, and knows both replicas by others than the other one does.
+    let [a1, a2, b1, b2] = [(); 4].map(|()| free_address());
+    let names = |addresses: [&String; 2]| addresses.map(|it| format!("http://{it}"));
+    let (by_a, by_b) = (names([&a1, &b1]), names([&a2, &b2]));
+    let upstream = Upstream::start().await;
+    let image = Image::random(8, &[2 * MIB; 24]);
+    upstream.push(REPOSITORY, "1", &image);
+    let start = async |peers: &[String; 2], listen: [&str; 2]| {
+        let settings = Scene::settings(&upstream, "").config_first(&format!("peers = {peers:?}"));
+        let settings = settings.arguments(&["--listen", listen[0], "--listen", listen[1]]);
+        settings.start().await
+    };
+    let (a, b) = (start(&by_a, [&a1, &a2]).await, start(&by_b, [&b1, &b2]).await);
+    acquainted(&a, 1).await;
+    acquainted(&b, 1).await;
+    let first = |peers, layer: &Content| owner::order(&layer.digest, peers, |it: &&String| it)[0];
+    let is_crossed =
+        |layer: &&Content| *first(&by_a, layer) == by_a[1] && *first(&by_b, layer) == by_b[0];
+    let crossed: Vec<&Content> = image.layers.iter().filter(is_crossed).collect();
+    assert!(!crossed.is_empty());
+
+    let gate = Gate::closed();
+    upstream.fault(On::blobs(), Fault::Wait(gate.clone()));
+    let since = Instant::now();
+    let mut clients = JoinSet::new();
+    for layer in &crossed {
+        for url in [a.url(&blob_path(&layer.digest)), b.url(&blob_path(&layer.digest))] {
+            let layer = (*layer).clone();
+            clients.spawn(async move { expect(&url, &layer).await });
+        }
+    }
+    // Both have turned to upstream, or one has and the other reads along.
+    gate.reached(crossed.len()).await;
+    gate.open();
+    while let Some(finished) = clients.join_next().await {
+        finished.unwrap();
+    }
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+    for layer in crossed {
+        assert!(upstream.n_fetches(&layer.digest) <= 2);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_gets_nothing_that_the_repository_does_not_have() {
+    let replicas = Replicas::start(2).await;
+    let image = replicas.push(9, &[2 * MIB]);
+    replicas.upstream.push("team/other", "1", &Image::random(10, &[100]));
+    let layer = &image.layers[0];
+    for replica in &replicas.all {
+        expect(&replica.url(&blob_path(&layer.digest)), layer).await;
+    }
+    let foreign = blob_path(&layer.digest).replace(REPOSITORY, "team/other");
+    for replica in &replicas.all {
+        let request = replica.request(&foreign).header("x-larder-peer", "anybody");
+        assert_eq!(request.send().await.status, 404);
+        assert_eq!(replica.get(&foreign).await.status, 404);
+    }
+    let elsewhere = replicas.all[0].request(&foreign.replace(HOST, "elsewhere.test"));
+    assert_eq!(elsewhere.header("x-larder-peer", "anybody").send().await.status, 404);
+}
+
+/// Some replicas before one upstream, which know each other.
+struct Replicas {
+    upstream: Upstream,
+    all: Vec<Larder>,
+    /// What they call each other, in the same order.
+    names: Vec<String>,
+}
+
+impl Replicas {
+    async fn start(n: usize) -> Self {
+        let upstream = Upstream::start().await;
+        let addresses: Vec<String> = (0..n).map(|_| free_address()).collect();
+        let names: Vec<String> = addresses.iter().map(|it| format!("http://{it}")).collect();
+        let mut all = Vec::new();
+        for address in &addresses {
+            let peers = format!("peers = {names:?}");
+            let settings = Scene::settings(&upstream, "").config_first(&peers);
+            all.push(settings.arguments(&["--listen", address]).start().await);
+        }
+        for replica in &all {
+            acquainted(replica, n - 1).await;
+        }
+        Self { upstream, all, names }
+    }
+
+    fn push(&self, seed: u64, sizes: &[usize]) -> Arc<Image> {
+        let image = Arc::new(Image::random(seed, sizes));
+        self.upstream.push(REPOSITORY, "1", &image);
+        image
+    }
+
+    /// The replicas in the order in which they are to have a blob, its owner first.
+    fn order(&self, digest: &Digest) -> Vec<usize> {
+        let order = owner::order(digest, self.names.iter().enumerate(), |(_, name)| name);
+        order.into_iter().map(|(n, _)| n).collect()
+    }
+
+    /// A replica, and two layers that it owns.
+    fn two_of_one_owner(&self, image: &Image) -> (usize, [Content; 2]) {
+        let owner = self.order(&image.layers[0].digest)[0];
+        let is_its = |layer: &&Content| self.order(&layer.digest)[0] == owner;
+        let mut its = image.layers.iter().filter(is_its).cloned();
+        (owner, [its.next().unwrap(), its.next().unwrap()])
+    }
+}
+
+/// Returns once a replica knows which one it is, and has heard of `n` others.
+async fn acquainted(replica: &Larder, n: usize) {
+    let count = async |state| replica.metric("larder_peers", &[("state", state)]).await as usize;
+    let all_answer = async { while (count("here").await, count("up").await) != (1, n) {} };
+    patiently("the replicas find each other", all_answer).await;
+}
+
+/// An address of this machine that nobody else has: one per replica, so that no port is taken between
+/// finding it free and listening on it.
+fn free_address() -> String {
+    static N_TAKEN: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::new(127, high, low, N_TAKEN.fetch_add(1, Ordering::Relaxed));
+    TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().to_string()
+}
+
+async fn expect(url: &str, layer: &Content) {
+    let response = http::get(url).send().await;
+    assert_eq!(response.status, 200, "{url}");
+    response.expect_body(&layer.bytes).await.unwrap();
+}
+
+/// Pulls two blobs whose owner is not there: the first waits a little, the second does not even try.
+async fn expect_passing_over(replica: &Larder, blobs: &[Content; 2]) {
+    let since = Instant::now();
+    expect(&replica.url(&blob_path(&blobs[0].digest)), &blobs[0]).await;
+    assert!(since.elapsed() < PASSED_OVER + BUSY, "{:?}", since.elapsed());
+    replica.logged(&["passing over"]).await;
+    let failed = [("outcome", "failed")];
+    let before = replica.metric("larder_peer_requests_total", &failed).await;
+    expect(&replica.url(&blob_path(&blobs[1].digest)), &blobs[1]).await;
+    let after = replica.metric("larder_peer_requests_total", &failed).await;
+    assert!(after < before + 1.0, "{before} {after}");
+}
