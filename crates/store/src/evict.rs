@@ -51,7 +51,7 @@ const RELIEF: u64 = 20;
 /// Writes down uses and keeps budget and times, until the store closes.
 pub(crate) async fn run(store: Store) {
     report("reading what manifests are made of", store.learn_parts().await);
-    let mut next_expiry = Instant::now();
+    let mut next_expiry = Instant::now() + store.expiry_interval();
     let mut next_forgetting = Instant::now() + FORGETTING;
     loop {
         let period = PERIOD.min(next_expiry.saturating_duration_since(Instant::now()));
@@ -66,11 +66,7 @@ pub(crate) async fn run(store: Store) {
         report("removing old beginnings", dropped);
         if next_expiry <= Instant::now() && !closing {
             report("removing what has gone unused", store.expire().await);
-            let interval = match store.retention().shortest() {
-                Ttl::After(ttl) => (ttl / 10).clamp(EXPIRY.0, EXPIRY.1),
-                Ttl::Never => EXPIRY.1,
-            };
-            next_expiry = Instant::now() + interval;
+            next_expiry = Instant::now() + store.expiry_interval();
         }
         if next_forgetting <= Instant::now() && !closing {
             report("forgetting names", store.forget_names().await);
@@ -118,6 +114,13 @@ impl Store {
             sweep.end().await
         };
         finish(self.tasks(), collect).await
+    }
+
+    fn expiry_interval(&self) -> Duration {
+        match self.retention().shortest() {
+            Ttl::After(ttl) => (ttl / 10).clamp(EXPIRY.0, EXPIRY.1),
+            Ttl::Never => EXPIRY.1,
+        }
     }
 
     async fn expire(&self) -> Result<(), StoreError> {

@@ -20,6 +20,9 @@ const BATCH: usize = 64;
 /// How many kept beginnings are looked at.
 const MAX_BEGINNINGS: u32 = 10_000;
 
+/// How long after its manifest the last part of an image is asked for, in one pull.
+const PULL: Duration = Duration::from_secs(60 * 60);
+
 /// How many of those that went are named; of the others only the sum is known.
 const MAX_NAMED: usize = 10_000;
 
@@ -241,6 +244,10 @@ impl<'s> Sweep<'s> {
             };
             let line = &mut lines[usize::from(queue == Queue::Main)];
             let room = if queue == Queue::Main { &mut main } else { &mut probation };
+            if line.batch.is_empty() {
+                // Those that moved are to be found where they are now.
+                self.flush().await?;
+            }
             let Some(first) = line.peek(self.store).await? else {
                 *room = 0;
                 continue;
@@ -265,6 +272,9 @@ impl<'s> Sweep<'s> {
                 Verdict::Stay(standing) => {
                     main += first.room;
                     self.moved.push((first.content, standing));
+                    let mut first = first;
+                    first.standing = standing;
+                    lines[1].join(first, self.is_dry);
                 }
                 Verdict::Go { uses } => {
                     self.let_go(first, Some(uses), Reason::Budget).await?;
@@ -296,8 +306,8 @@ impl<'s> Sweep<'s> {
             || self.store.is_read(&candidate.digest)
     }
 
-    /// Lets one go, unless it is spared, and with a manifest what it alone is made of; unless that
-    /// was used more often. Returns whether it goes.
+    /// Lets one go, unless it is spared, and with a manifest what it alone is made of, unless that
+    /// was used without it. Returns whether it goes.
     async fn let_go(
         &mut self,
         candidate: Candidate,
@@ -311,11 +321,11 @@ impl<'s> Sweep<'s> {
         if candidate.is_manifest {
             manifests.push((candidate.content, candidate.digest.clone()));
         }
-        let (used_at, standing) = (candidate.used_at, candidate.standing);
+        let (pulled, standing) = (candidate.used_at + PULL, candidate.standing);
         self.note(candidate, uses, reason).await?;
         while let Some((content, of)) = manifests.pop() {
             for part in self.store.index().own_parts(content).await? {
-                let is_wanted = part.used_at > used_at || part.standing.uses > standing.uses;
+                let is_wanted = part.used_at > pulled || part.standing.uses > standing.uses;
                 if is_wanted || self.is_spared(&part) {
                     continue;
                 }
@@ -388,18 +398,35 @@ struct Line {
     queue: Queue,
     after: Place,
     batch: VecDeque<Candidate>,
+    /// Those that joined in a dry run, which the index does not know of.
+    joined: VecDeque<Candidate>,
+    /// Whether some have joined that may stand before `after`.
+    is_stale: bool,
 }
 
 impl Line {
     fn new(queue: Queue) -> Self {
-        Self { queue, after: FIRST, batch: VecDeque::new() }
+        let (batch, joined) = (VecDeque::new(), VecDeque::new());
+        Self { queue, after: FIRST, batch, joined, is_stale: false }
+    }
+
+    fn join(&mut self, candidate: Candidate, is_dry: bool) {
+        match is_dry {
+            true => self.joined.push_back(candidate),
+            false => self.is_stale = true,
+        }
     }
 
     async fn peek(&mut self, store: &Store) -> Result<Option<&Candidate>, StoreError> {
-        if self.batch.is_empty() {
+        while self.batch.is_empty() {
             self.batch = store.index().turns(self.queue, self.after, BATCH as u32).await?.into();
-            if let Some(last) = self.batch.back() {
-                self.after = last.place();
+            match self.batch.back() {
+                Some(last) => self.after = last.place(),
+                None if self.is_stale => {
+                    (self.after, self.is_stale) = (FIRST, false);
+                }
+                None if self.joined.is_empty() => return Ok(None),
+                None => self.batch = std::mem::take(&mut self.joined),
             }
         }
         Ok(self.batch.front())

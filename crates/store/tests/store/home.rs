@@ -73,6 +73,20 @@ impl Home {
         sqlx::query(statement).execute(&mut index).await.unwrap();
     }
 
+    /// Has a blob of a closed store look as if it had been used longer ago.
+    pub(crate) async fn make_older(&self, digest: &Digest, by: std::time::Duration) {
+        let mut index = self.index().await;
+        sqlx::query(
+            "UPDATE blobs SET used_at = used_at - $1 \
+             WHERE content = (SELECT id FROM contents WHERE digest = $2)",
+        )
+        .bind(i64::try_from(by.as_millis()).unwrap())
+        .bind(digest.to_string())
+        .execute(&mut index)
+        .await
+        .unwrap();
+    }
+
     /// The names of the blobs that the index believes in.
     pub(crate) async fn rows(&self) -> Vec<Digest> {
         let mut index = self.index().await;
@@ -142,8 +156,16 @@ pub(crate) async fn staged(store: &Store, whole: &Bytes, bytes: &[u8]) -> Stagin
 }
 
 pub(crate) async fn try_commit(store: &Store, bytes: &Bytes) -> Result<Blob, CommitError> {
+    try_commit_to(store, bytes, "ghcr.io/a/b").await
+}
+
+pub(crate) async fn try_commit_to(
+    store: &Store,
+    bytes: &Bytes,
+    name: &str,
+) -> Result<Blob, CommitError> {
     let staging = staged(store, bytes, bytes).await;
-    staging.commit(Some(bytes.len() as u64), &repository("ghcr.io/a/b")).await
+    staging.commit(Some(bytes.len() as u64), &repository(name)).await
 }
 
 pub(crate) async fn commit(store: &Store, bytes: &Bytes) -> Digest {

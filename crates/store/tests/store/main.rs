@@ -9,6 +9,7 @@ mod crash;
 mod damage;
 mod disk;
 mod home;
+mod keeping;
 mod manifests;
 mod opening;
 mod partials;
