@@ -5,6 +5,7 @@ use clap_complete::Shell;
 use larder_process::logs;
 
 use crate::bench;
+use crate::server;
 use crate::settings::{Settings, Sources};
 
 /// Keeps container images close to the nodes that run them.
@@ -26,6 +27,9 @@ pub(crate) enum Command {
     /// Say everything that is wrong with a configuration
     #[command(after_help = CHECK_CONFIG_HELP)]
     CheckConfig(CheckConfig),
+    /// List the images that are stored
+    #[command(after_help = LS_HELP)]
+    Ls(Ls),
     /// Measure larder beside docker-registry and nginx on this machine
     #[command(after_help = BENCH_HELP)]
     Bench(bench::Args),
@@ -62,6 +66,15 @@ Prints `ok: N upstreams`, or one line for each mistake and exits with 2:
     unit, as in 60s
 
 Flags and variables are checked too.";
+
+const LS_HELP: &str = "\
+A PATTERN is part of a name, or a whole name in which * stands for any part and ? for one letter:
+
+    larder ls alpine
+    larder ls 'ghcr.io/*:v1.*'
+
+SIZE is what is stored; `3 MiB of 9 MiB` where some layers have not been pulled. Layers that images
+share count for each of them.";
 
 const BENCH_HELP: &str = "\
 Everything is started on loopback, in a directory of its own, and ended and removed afterwards.
@@ -118,6 +131,24 @@ pub(crate) struct CheckConfig {
     pub(crate) json: bool,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct Ls {
+    /// Only images with such names
+    #[arg(value_name = "PATTERN")]
+    pub(crate) pattern: Option<String>,
+
+    /// Also the single images of an index, one for each platform that was pulled
+    #[arg(long)]
+    pub(crate) all: bool,
+
+    #[command(flatten)]
+    pub(crate) server: server::Address,
+
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people
@@ -160,7 +191,7 @@ mod tests {
     fn every_flag_and_variable_is_in_the_document() {
         let document = include_str!("../../../docs/configuration.md");
         let command = Cli::command();
-        for name in ["serve", "check", "check-config"] {
+        for name in ["serve", "check", "check-config", "ls"] {
             let command = command.find_subcommand(name).unwrap();
             for argument in command.get_arguments() {
                 let Some(flag) = argument.get_long().filter(|it| *it != "help") else { continue };

@@ -7,7 +7,9 @@ mod check;
 mod check_config;
 mod cli;
 mod failure;
+mod ls;
 mod serve;
+mod server;
 mod settings;
 
 use std::io::{self, Write as _};
@@ -36,6 +38,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Command::Serve(command) => serve::run(&command, matches),
         Command::Check(command) => check::run(&command, matches),
         Command::CheckConfig(command) => check_config::run(&command, matches),
+        Command::Ls(command) => ls::run(&command),
         Command::Bench(args) => bench::run(args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

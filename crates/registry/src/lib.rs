@@ -12,7 +12,8 @@
 //! - `service`: from a request to the part that answers it, with logs and metrics;
 //! - `manifests`, `blobs`, `tags`, `referrers`, `catalog`: one operation each, and the decisions that go with it;
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
-//! - `content`, `respond`, `refusal`: what clients are sent.
+//! - `content`, `respond`, `refusal`: what clients are sent;
+//! - `api`: the REST API for people and programs that run the cache.
 //!
 //! Invariants:
 //! - no body ends cleanly unless its bytes are what they were asked for as;
@@ -22,6 +23,7 @@
 //!   part of it.
 
 mod absent;
+mod api;
 mod blobs;
 mod catalog;
 pub mod config;
@@ -54,6 +56,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::absent::Absent;
+use crate::api::Access;
 use crate::config::{Budget, Config, Listener, TlsFiles};
 use crate::fills::Fills;
 use crate::manifests::Manifests;
@@ -120,7 +123,9 @@ pub async fn run(
     });
     let tasks = TaskTracker::new();
     let admin_stopping = CancellationToken::new();
+    let access = Access::new(config.admin_token_file);
     let router = admin::router(start.health, start.metrics);
+    let router = router.merge(api::router(Arc::clone(&registry), access));
     let admin = admin::serve(admin_listener, router, admin_stopping.clone(), Limits::default());
     tasks.spawn(admin);
     if let Some(certificate) = &certificate {

@@ -118,6 +118,18 @@ impl Upstreams {
         })
     }
 
+    /// Each configured upstream with those of its hosts that have been asked for.
+    pub(crate) fn list(&self) -> Vec<(Arc<Settings>, Vec<(Host, Arc<Upstream>)>)> {
+        let listed = |entry: &Entry| {
+            let by_host = entry.by_host.lock();
+            let mut hosts: Vec<_> =
+                by_host.iter().map(|(host, it)| (host.clone(), Arc::clone(it))).collect();
+            hosts.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
+            (Arc::clone(&entry.settings), hosts)
+        };
+        self.entries.iter().map(listed).collect()
+    }
+
     /// The registry that an address names.
     ///
     /// # Errors
@@ -160,6 +172,11 @@ impl Settings {
     pub(crate) fn allows(&self, repository: &Repository) -> bool {
         let name = repository.as_str();
         self.allow.as_ref().is_none_or(|allow| allow.is_match(name)) && !self.deny.is_match(name)
+    }
+
+    /// How it is configured.
+    pub(crate) fn config(&self) -> &config::Upstream {
+        &self.config
     }
 
     /// How long what is known counts, tags aside.

@@ -10,6 +10,7 @@
 //! first.
 
 mod blobs;
+mod listing;
 mod members;
 mod partials;
 mod tags;
@@ -25,6 +26,7 @@ use sqlx::sqlite::{
 
 pub use self::blobs::References;
 pub(crate) use self::blobs::{Candidate, Manifest, Unsynced};
+pub use self::listing::{BlobRecord, Listed, ParsePlaceError, Place};
 pub(crate) use self::partials::Parked;
 pub use self::tags::TagRecord;
 

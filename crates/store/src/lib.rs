@@ -20,6 +20,7 @@ mod evict;
 mod file;
 mod index;
 mod layout;
+mod listing;
 mod manifests;
 mod names;
 mod partial;
@@ -50,7 +51,9 @@ use crate::work::{Slow, blocking};
 pub use crate::blobs::Blob;
 pub use crate::evict::volume_size;
 pub use crate::file::SharedFile;
-pub use crate::index::{IndexError, OpenIndexError, References, TagRecord};
+pub use crate::index::{
+    BlobRecord, IndexError, Listed, OpenIndexError, ParsePlaceError, Place, References, TagRecord,
+};
 pub use crate::manifests::StoredManifest;
 pub use crate::staging::{CommitError, Prefix, Staging, WriteError};
 

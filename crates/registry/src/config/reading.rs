@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use larder_core::address::Directory;
 use larder_core::name::{DOCKER_HUB, Host};
@@ -17,7 +18,7 @@ use super::mistake::{At, Located, Mistake, Mistakes, Place, Wrong, wrong};
 use super::overrides::{Given, Overrides};
 use super::upstream::{self, Configured};
 use super::value::{self, shown};
-use super::{Budget, Config, Listener, TlsFiles, Upstream, builtin};
+use super::{Budget, Config, Listener, TlsFiles, Upstream, builtin, token};
 
 /// What a configuration depends on besides its file.
 pub struct Environment<'e> {
@@ -65,9 +66,12 @@ struct Draft {
     /// `None`: nobody said.
     listen: Option<Vec<Located<Listener>>>,
     admin: Option<Located<SocketAddr>>,
+    admin_token_file: Option<Located<PathBuf>>,
     data: Option<Located<PathBuf>>,
     offline: Option<Located<bool>>,
     budget: Option<Located<Budget>>,
+    /// Zero: never.
+    scrub: Option<Located<Duration>>,
     tls_cert: Option<Located<PathBuf>>,
     tls_key: Option<Located<PathBuf>>,
     default_upstream: Option<Located<String>>,
@@ -91,12 +95,16 @@ impl Draft {
         let draft = Self {
             listen: root.take("listen").map(|node| listeners(&node, mistakes)),
             admin: text(&mut root, mistakes, "admin", value::address),
+            admin_token_file: text(&mut root, mistakes, "admin_token_file", |text| {
+                token::file(text, files)
+            }),
             data: text(&mut root, mistakes, "data", value::path),
             offline: boolean(&mut root, mistakes, "offline"),
             budget: root.take("budget").and_then(|node| {
                 let budget = budget(&node);
                 mistakes.keep(node.at, budget)
             }),
+            scrub: text(&mut root, mistakes, "scrub", value::scrub),
             tls_cert: text(&mut root, mistakes, "tls_cert", value::path),
             tls_key: text(&mut root, mistakes, "tls_key", value::path),
             default_upstream: text(&mut root, mistakes, "default_upstream", |text| {
@@ -306,10 +314,12 @@ impl Draft {
         Config {
             listen,
             admin: self.admin.map_or_else(default_admin, |it| it.value),
+            admin_token_file: self.admin_token_file.map(|it| it.value),
             data: self.data.map_or_else(|| environment.default_data.clone(), |it| it.value),
             offline: self.offline.is_some_and(|it| it.value),
             budget: self.budget.map(|it| it.value),
             ttl: None,
+            scrub: Some(self.scrub.map_or(DEFAULT_SCRUB, |it| it.value)).filter(|it| !it.is_zero()),
             tls: tls.map(|(cert, key)| TlsFiles { cert: cert.value, key: key.value }),
             default_upstream,
             hosts: self.hosts.into_iter().map(|(name, it)| (name, it.value)).collect(),
@@ -317,6 +327,10 @@ impl Draft {
         }
     }
 }
+
+/// Often enough that what a disk loses is found before the last other copy is gone, and rare enough
+/// that a full disk of 4 TB is read at 1.5 MB/s.
+const DEFAULT_SCRUB: Duration = Duration::from_secs(30 * 24 * 3600);
 
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 5000))
