@@ -136,7 +136,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[1].starts_with("a.io/a/b:1       "), "{text}");
-        assert!(lines[2].contains(":latest  1.0 KiB of 3.0 KiB  1 d ago  sha256:"), "{text}");
+        assert!(lines[2].contains(":latest  1.00 KiB of 3.00 KiB  1 d ago  sha256:"), "{text}");
     }
 
     #[test]

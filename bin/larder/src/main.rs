@@ -8,9 +8,12 @@ mod check_config;
 mod cli;
 mod failure;
 mod ls;
+mod progress;
+mod rebuild_index;
 mod serve;
 mod server;
 mod settings;
+mod verify;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -39,6 +42,8 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Command::Check(command) => check::run(&command, matches),
         Command::CheckConfig(command) => check_config::run(&command, matches),
         Command::Ls(command) => ls::run(&command),
+        Command::Verify(command) => verify::run(&command),
+        Command::RebuildIndex(command) => rebuild_index::run(&command),
         Command::Bench(args) => bench::run(args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

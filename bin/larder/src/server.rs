@@ -89,6 +89,16 @@ impl Server {
         self.ask(self.request(Method::GET, path).query(query)).await
     }
 
+    /// POSTs `body` to `path`, below `/api/v1`.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let body = serde_json::to_vec(body).context("writing what to ask")?;
+        self.ask(self.request(Method::POST, path).body(body)).await
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let mut url = self.base.clone();
         url.set_path(&format!("{PREFIX}{path}"));

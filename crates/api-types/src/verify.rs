@@ -109,6 +109,8 @@ pub enum Fault {
 pub enum Repair {
     /// Nobody asked for that: it will be when a client asks for it.
     Later,
+    /// It is about to be.
+    Pending,
     /// It has been, and is stored again.
     Done,
     /// It could not be, see `reason`.

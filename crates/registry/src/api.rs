@@ -11,10 +11,12 @@ mod blobs;
 mod fills;
 mod images;
 mod upstreams;
+mod verify;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::routing::get;
 use http::StatusCode;
@@ -23,6 +25,9 @@ use larder_api_types::PREFIX;
 pub(crate) use self::access::Access;
 use self::answer::Refused;
 use crate::service::Registry;
+
+/// The longest body of a request, in bytes: far more than any of them has.
+const MAX_BODY: usize = 64 << 10;
 
 /// What the handlers of all routes have.
 #[derive(Clone)]
@@ -37,6 +42,8 @@ pub(crate) fn router(registry: Arc<Registry>, access: Access) -> Router {
         .route("/fills", get(fills::list))
         .route("/images", get(images::list))
         .route("/upstreams", get(upstreams::list))
+        .route("/verify", get(verify::tell).post(verify::start).delete(verify::cancel))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .fallback(async || Refused::new(StatusCode::NOT_FOUND, "the API has no such path"))
         .method_not_allowed_fallback(async || {
             Refused::new(StatusCode::METHOD_NOT_ALLOWED, "this path has no such method")

@@ -12,6 +12,7 @@
 //! - `service`: from a request to the part that answers it, with logs and metrics;
 //! - `manifests`, `blobs`, `tags`, `referrers`, `catalog`: one operation each, and the decisions that go with it;
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
+//! - `verify`: reading again what is stored, and fetching again what is bad;
 //! - `content`, `respond`, `refusal`: what clients are sent;
 //! - `api`: the REST API for people and programs that run the cache.
 //!
@@ -41,6 +42,7 @@ mod service;
 mod source;
 mod tags;
 mod upstreams;
+mod verify;
 
 use std::io;
 use std::path::PathBuf;
@@ -64,6 +66,10 @@ use crate::metrics::{Metrics, Sequence};
 use crate::referrers::Referrers;
 use crate::service::{Registry, Service};
 use crate::upstreams::{SetupUpstreamError, Upstreams};
+use crate::verify::Verifier;
+
+pub use crate::verify::{OfflineError, rebuild_index, verify_offline};
+pub use larder_store::Rebuilt;
 
 /// Why the registry could not start.
 #[derive(Debug, thiserror::Error)]
@@ -113,6 +119,7 @@ pub async fn run(
         manifests: Manifests::new(),
         referrers: Referrers::new(),
         absent: Absent::new(),
+        verifier: Verifier::new(),
         upstreams,
         unaddressed: metrics.of_upstream(""),
         metrics,
@@ -121,6 +128,9 @@ pub async fn run(
         requests: Sequence::default(),
         store,
     });
+    if let Some(period) = config.scrub {
+        registry.start_scrubbing(period);
+    }
     let tasks = TaskTracker::new();
     let admin_stopping = CancellationToken::new();
     let access = Access::new(config.admin_token_file);
@@ -156,6 +166,7 @@ pub async fn run(
     serving.wait().await;
 
     info!("stopping");
+    registry.verifier.close().await;
     registry.fills.close().await;
     // What is being asked of upstreams ends by their time limits; nobody waits for it any more.
     let last_answers =

@@ -185,7 +185,7 @@ impl Metrics {
         );
         registry.register(
             "corrupt",
-            "Bodies from upstream that were not what they were asked for as",
+            "Bodies from upstream, and stored blobs, that were not what they are called",
             metrics.corrupt.clone(),
         );
         registry.register("fills_in_flight", "Blobs being fetched", metrics.fills.clone());

@@ -13,7 +13,9 @@ mod blobs;
 mod listing;
 mod members;
 mod partials;
+mod rebuild;
 mod tags;
+mod verification;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,7 +30,9 @@ pub use self::blobs::References;
 pub(crate) use self::blobs::{Candidate, Manifest, Unsynced};
 pub use self::listing::{BlobRecord, Listed, ParsePlaceError, Place};
 pub(crate) use self::partials::Parked;
+pub(crate) use self::rebuild::Recovered;
 pub use self::tags::TagRecord;
+pub use self::verification::Unverified;
 
 /// The database refused.
 #[derive(Debug, thiserror::Error)]

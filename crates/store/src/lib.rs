@@ -4,7 +4,9 @@
 //! - [`Store::blob`], [`SharedFile`]: bytes on their way out;
 //! - [`Store::manifest`], [`Store::put_manifest`]: manifests, which are small, and served whole;
 //! - [`Store::is_member`]: which repository may serve what;
-//! - [`Store::tag`]: what tags named when upstream was last asked.
+//! - [`Store::tag`]: what tags named when upstream was last asked;
+//! - [`Store::manifests`]: what there is, for people who look;
+//! - [`Store::verify`], [`rebuild_index`]: when disks forget.
 //!
 //! Promises:
 //! - a blob that a lookup finds has the bytes of its name, also after a crash at any point;
@@ -24,10 +26,12 @@ mod listing;
 mod manifests;
 mod names;
 mod partial;
+mod rebuild;
 mod recover;
 mod staging;
 mod sync;
 mod tags;
+mod verify;
 mod work;
 
 use std::fs::File;
@@ -53,9 +57,12 @@ pub use crate::evict::volume_size;
 pub use crate::file::SharedFile;
 pub use crate::index::{
     BlobRecord, IndexError, Listed, OpenIndexError, ParsePlaceError, Place, References, TagRecord,
+    Unverified,
 };
 pub use crate::manifests::StoredManifest;
+pub use crate::rebuild::{Found as Rebuilt, rebuild_index};
 pub use crate::staging::{CommitError, Prefix, Staging, WriteError};
+pub use crate::verify::{Fault, Pace, Verdict};
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -115,6 +122,9 @@ pub enum OpenError {
     /// Another process has it open.
     #[error("{} is in use by another larder; stop that one, or give this one a --data of its own", .0.display())]
     InUse(PathBuf),
+    /// There is none, where one was expected.
+    #[error("there is no store in {}", .0.display())]
+    Absent(PathBuf),
     /// The directory can't be used.
     #[error("opening the store in {}", .directory.display())]
     Io {
@@ -222,6 +232,20 @@ impl Store {
         Ok(store)
     }
 
+    /// As [`Store::open`], where there is a store already.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]; [`OpenError::Absent`] where there is none, and then nothing is made.
+    pub async fn open_existing(settings: Settings) -> Result<Self, OpenError> {
+        let index = settings.directory.join("index.sqlite");
+        match blocking(move || index.try_exists()).await {
+            Ok(true) => Self::open(settings).await,
+            Ok(false) => Err(OpenError::Absent(settings.directory)),
+            Err(source) => Err(OpenError::Io { directory: settings.directory, source }),
+        }
+    }
+
     /// Finishes what is under way, writes down what is only in memory, and closes the index. Later
     /// calls fail, or find only what is in memory; blobs that are being read stay readable.
     ///
@@ -277,6 +301,27 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.index().put_member(repository, digest).await?;
         self.0.members.insert((Arc::clone(repository), digest.clone()), ());
+        Ok(())
+    }
+
+    /// Remembers that upstream has confirmed a stored manifest for `repository`, which therefore may
+    /// serve the `children` that it refers to, too.
+    ///
+    /// # Errors
+    ///
+    /// The index can't remember it; upstream will be asked again.
+    pub async fn add_manifest_member(
+        &self,
+        repository: &Arc<Named>,
+        digest: &Digest,
+        children: Vec<Digest>,
+    ) -> Result<(), StoreError> {
+        let mut digests = children;
+        digests.push(digest.clone());
+        self.index().put_members(repository, &digests).await?;
+        for digest in digests {
+            self.0.members.insert((Arc::clone(repository), digest), ());
+        }
         Ok(())
     }
 

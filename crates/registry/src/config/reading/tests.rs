@@ -202,7 +202,19 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         ),
         (
             "colour = 1",
-            "1: colour: there is no such key; known here are storage, index, ttl, public_url, builtin_upstreams, listen, admin, data, offline, budget, tls_cert, tls_key, default_upstream, hosts, upstreams",
+            "1: colour: there is no such key; known here are storage, index, ttl, public_url, builtin_upstreams, listen, admin, admin_token_file, data, offline, budget, scrub, tls_cert, tls_key, default_upstream, hosts, upstreams",
+        ),
+        (
+            "scrub = \"5m\"",
+            "1: scrub: `5m` is less than an hour; write at least 1h, or 0 for never",
+        ),
+        (
+            "admin_token_file = \"absent\"",
+            "1: admin_token_file: reading `absent`: entity not found; write a path that can be read",
+        ),
+        (
+            "admin_token_file = \"password\"",
+            "1: admin_token_file: the token has fewer than 16 characters; write a file with a token, such as `openssl rand -hex 32` prints",
         ),
         (
             "default_upstream = \"nowhere\"",
