@@ -92,7 +92,19 @@ impl Larder {
 
     /// GETs `path` on the admin address.
     pub async fn admin(&self, path: &str) -> Response {
-        http::get(&format!("http://{}{path}", self.admin)).send().await
+        self.admin_request("GET", path).send().await
+    }
+
+    /// Begins a request for `path` on the admin address.
+    pub fn admin_request(&self, method: &str, path: &str) -> Request {
+        http::request(method, &format!("http://{}{path}", self.admin))
+    }
+
+    /// Runs a command that asks this one by its REST API, and waits until it has ended.
+    pub async fn command(&self, arguments: &[&str]) -> Ended {
+        let mut command = self.settings.bare_command();
+        command.args(arguments).env("LARDER_SERVER", format!("http://{}", self.admin));
+        Process::start(&format!("larder {}", arguments.join(" ")), &mut command).wait().await
     }
 
     /// The sum of the samples called `name` that have all of `labels`, now.
@@ -209,13 +221,16 @@ impl Settings {
         self.spawn().wait().await
     }
 
+    /// Runs a command of the program, with `--data`, on the data of one that does not run, and waits
+    /// until it has ended.
+    pub async fn offline(&self, arguments: &[&str]) -> Ended {
+        let mut command = self.bare_command();
+        command.args(arguments).arg("--data").arg(self.data());
+        Process::start(&format!("larder {}", arguments.join(" ")), &mut command).wait().await
+    }
+
     fn command(&self) -> Command {
-        let mut command = Command::new(program());
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LARDER_") {
-                command.env_remove(name);
-            }
-        }
+        let mut command = self.bare_command();
         command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"]);
         command.arg(self.data());
         for upstream in &self.upstreams {
@@ -225,12 +240,22 @@ impl Settings {
             command.arg("--config").arg(self.scratch.write("larder.toml", &self.config));
         }
         command.args(&self.arguments);
-        // Nothing of whoever runs the tests: no credentials, no proxies.
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// The program with nothing of whoever runs the tests: no settings, no credentials, no proxies.
+    fn bare_command(&self) -> Command {
+        let mut command = Command::new(program());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("LARDER_") {
+                command.env_remove(name);
+            }
+        }
         command.env("HOME", self.scratch.folder("home"));
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "DOCKER_CONFIG"] {
             command.env_remove(name).env_remove(name.to_lowercase());
         }
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 }

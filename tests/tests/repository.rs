@@ -14,8 +14,12 @@ use serde_json::Value;
 ///
 /// Services stand on adapters, adapters on `core`; neighbours never name each other.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("larder", &["larder-core", "larder-process", "larder-registry"]),
-    ("larder-registry", &["larder-core", "larder-process", "larder-store", "larder-upstream"]),
+    ("larder", &["larder-api-types", "larder-core", "larder-process", "larder-registry"]),
+    (
+        "larder-registry",
+        &["larder-api-types", "larder-core", "larder-process", "larder-store", "larder-upstream"],
+    ),
+    ("larder-api-types", &["larder-core"]),
     ("larder-store", &["larder-core"]),
     ("larder-upstream", &["larder-core"]),
     ("larder-cri", &["larder-core"]),

@@ -1,10 +1,13 @@
 //! The commands and what each takes.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use larder_process::logs;
 
 use crate::bench;
+use crate::server;
 use crate::settings::{Settings, Sources};
 
 /// Keeps container images close to the nodes that run them.
@@ -26,6 +29,15 @@ pub(crate) enum Command {
     /// Say everything that is wrong with a configuration
     #[command(after_help = CHECK_CONFIG_HELP)]
     CheckConfig(CheckConfig),
+    /// List the images that are stored
+    #[command(after_help = LS_HELP)]
+    Ls(Ls),
+    /// Read everything that is stored again, to see whether it is still what it was
+    #[command(after_help = VERIFY_HELP)]
+    Verify(Verify),
+    /// Make the index of a store again from its blobs, when it is lost or damaged
+    #[command(after_help = REBUILD_INDEX_HELP)]
+    RebuildIndex(RebuildIndex),
     /// Measure larder beside docker-registry and nginx on this machine
     #[command(after_help = BENCH_HELP)]
     Bench(bench::Args),
@@ -62,6 +74,31 @@ Prints `ok: N upstreams`, or one line for each mistake and exits with 2:
     unit, as in 60s
 
 Flags and variables are checked too.";
+
+const LS_HELP: &str = "\
+A PATTERN is part of a name, or a whole name in which * stands for any part and ? for one letter:
+
+    larder ls alpine
+    larder ls 'ghcr.io/*:v1.*'
+
+SIZE is what is stored; `3 MiB of 9 MiB` where some layers have not been pulled. Layers that images
+share count for each of them.";
+
+const VERIFY_HELP: &str = "\
+Prints a line for each blob that is not what it should be, and exits with 1 if there was one. Such a
+blob is out of the store then: it is fetched again when it is next asked for, or at once with --repair.
+
+    larder verify --repair
+    larder verify --data /var/lib/larder
+
+A running server goes on verifying when this command is interrupted.";
+
+const REBUILD_INDEX_HELP: &str = "\
+Stop larder first. Every blob is read; a file that is not what its name says goes to quarantine/. The
+old index stays beside the new one as index.sqlite.old.
+
+Which repositories have what, and what tags named, is not in the blobs: upstream is asked for it (by
+HEAD, nothing is downloaded again) when something is next wanted, so it must be reachable.";
 
 const BENCH_HELP: &str = "\
 Everything is started on loopback, in a directory of its own, and ended and removed afterwards.
@@ -118,6 +155,49 @@ pub(crate) struct CheckConfig {
     pub(crate) json: bool,
 }
 
+#[derive(Args, Debug)]
+pub(crate) struct Ls {
+    /// Only images with such names
+    #[arg(value_name = "PATTERN")]
+    pub(crate) pattern: Option<String>,
+
+    /// Also the single images of an index, one for each platform that was pulled
+    #[arg(long)]
+    pub(crate) all: bool,
+
+    #[command(flatten)]
+    pub(crate) server: server::Address,
+
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Verify {
+    /// Fetch what is bad again at once
+    #[arg(long, conflicts_with = "data")]
+    pub(crate) repair: bool,
+
+    /// The directory of a store that no larder has open, instead of a running server
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) data: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) server: server::Address,
+
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RebuildIndex {
+    /// The directory of the store
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) data: PathBuf,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people
@@ -160,7 +240,7 @@ mod tests {
     fn every_flag_and_variable_is_in_the_document() {
         let document = include_str!("../../../docs/configuration.md");
         let command = Cli::command();
-        for name in ["serve", "check", "check-config"] {
+        for name in ["serve", "check", "check-config", "ls", "verify", "rebuild-index"] {
             let command = command.find_subcommand(name).unwrap();
             for argument in command.get_arguments() {
                 let Some(flag) = argument.get_long().filter(|it| *it != "help") else { continue };

@@ -7,8 +7,13 @@ mod check;
 mod check_config;
 mod cli;
 mod failure;
+mod ls;
+mod progress;
+mod rebuild_index;
 mod serve;
+mod server;
 mod settings;
+mod verify;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -36,6 +41,9 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Command::Serve(command) => serve::run(&command, matches),
         Command::Check(command) => check::run(&command, matches),
         Command::CheckConfig(command) => check_config::run(&command, matches),
+        Command::Ls(command) => ls::run(&command),
+        Command::Verify(command) => verify::run(&command),
+        Command::RebuildIndex(command) => rebuild_index::run(&command),
         Command::Bench(args) => bench::run(args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -1,10 +1,11 @@
 //! The address that people, Prometheus and Kubernetes ask how it goes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Extension, Router};
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use hyper_util::service::TowerToHyperService;
@@ -41,7 +42,11 @@ fn readiness(health: &Health) -> impl IntoResponse + use<> {
     (status, headers, format!("{}\n", report.to_json()))
 }
 
-/// Serves `router` until `stopping`, as [`listener::serve`] does.
+/// Who asks: an extension of every request that comes by [`serve`].
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Serves `router` until `stopping`, as [`listener::serve`] does. Each request has its [`Peer`].
 ///
 /// Let `stopping` be cancelled after the work has ended, not when it begins to end: until then
 /// Kubernetes wants to hear that the process is not ready, and Prometheus how it ends.
@@ -51,7 +56,11 @@ pub async fn serve(
     stopping: CancellationToken,
     limits: Limits,
 ) -> usize {
-    listener::serve(tcp, None, TowerToHyperService::new(router), stopping, limits).await
+    let service_for = |peer| {
+        let router: Router = router.clone().layer(Extension(Peer(peer)));
+        TowerToHyperService::new(router)
+    };
+    listener::serve_each(tcp, None, service_for, stopping, limits).await
 }
 
 #[cfg(test)]
@@ -71,7 +80,8 @@ mod tests {
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();
         let ended = CancellationToken::new();
-        let ours = Router::new().route("/ours", get(async || "ours"));
+        let ours = async |Extension(Peer(peer)): Extension<Peer>| format!("ours for {}", peer.ip());
+        let ours = Router::new().route("/ours", get(ours));
         let router = router(health, Metrics::new("thing", "1")).merge(ours);
         let limits = Limits { drain: Duration::from_secs(5), ..Limits::default() };
         let served = tokio::spawn(serve(tcp, router, ended.clone(), limits));
@@ -91,7 +101,7 @@ mod tests {
         assert!(ask("/readyz").await.starts_with("HTTP/1.1 200"));
         let answer = ask("/metrics").await;
         assert!(answer.contains(metrics::CONTENT_TYPE) && answer.contains("thing_build_info"));
-        assert!(ask("/ours").await.ends_with("ours"));
+        assert!(ask("/ours").await.ends_with("ours for 127.0.0.1"));
         stopping.cancel();
         assert!(ask("/readyz").await.starts_with("HTTP/1.1 503"));
         assert!(ask("/healthz").await.starts_with("HTTP/1.1 200"));

@@ -106,7 +106,26 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let server = Server { tls: tls.map(TlsAcceptor::from), service, limits };
+    serve_each(tcp, tls, move |_| service.clone(), stopping, limits).await
+}
+
+/// As [`serve`], with a service of its own for each connection, made from its peer's address.
+pub async fn serve_each<S, B>(
+    tcp: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    service_for: impl Fn(SocketAddr) -> S,
+    stopping: CancellationToken,
+    limits: Limits,
+) -> usize
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let tls = tls.map(TlsAcceptor::from);
     let permits = Arc::new(Semaphore::new(limits.connections.max(1)));
     let mut connections = Connections::default();
     loop {
@@ -116,7 +135,8 @@ where
             accepted = accept(&tcp, &permits) => accepted,
         };
         let (stop, stopped) = oneshot::channel();
-        let connection = server.clone().connection(socket, peer, permit, stopped);
+        let server = Server { tls: tls.clone(), service: service_for(peer), limits };
+        let connection = server.connection(socket, peer, permit, stopped);
         connections.begin(connection, stop);
     }
     drop(tcp);
@@ -205,7 +225,7 @@ impl Connections {
     }
 }
 
-#[derive(Clone)]
+/// What serves one connection.
 struct Server<S> {
     tls: Option<TlsAcceptor>,
     service: S,

@@ -16,6 +16,7 @@ mod mistake;
 mod overrides;
 mod peers;
 mod reading;
+mod token;
 mod upstream;
 mod value;
 
@@ -36,6 +37,7 @@ pub use files::{Disk, Files};
 pub use mistake::{Mistake, Place};
 pub use overrides::{Given, Overrides, default_data};
 pub(crate) use peers::MAX_PEERS;
+pub(crate) use token::token_in;
 pub(crate) use upstream::default_url;
 
 pub use reading::{Environment, parse};
@@ -47,6 +49,9 @@ pub struct Config {
     pub listen: Vec<Listener>,
     /// Where metrics, health and the REST API are served. Default `127.0.0.1:5001`.
     pub admin: SocketAddr,
+    /// The file with the token that allows changes through the REST API from elsewhere than this
+    /// machine. Could be read, and is good. Default: none, nobody elsewhere may.
+    pub admin_token_file: Option<PathBuf>,
     /// The directory that holds the store. See [`default_data`].
     pub data: PathBuf,
     /// Whether no upstream may be asked at all: what is stored is served, the rest is 404.
@@ -68,6 +73,9 @@ pub struct Config {
     /// A PEM file of certificate authorities that peers may be signed by, besides the system's. Could
     /// be read, and has a certificate in it.
     pub peers_ca: Option<PathBuf>,
+    /// In which time every stored blob is read once, to see whether it is what it was. `None`:
+    /// never. Default: 30 days.
+    pub scrub: Option<Duration>,
     /// The certificate of `listen`. Default: none, plain HTTP.
     pub tls: Option<TlsFiles>,
     /// The upstream (host or alias) of a request that names none. Default `docker.io`, where that

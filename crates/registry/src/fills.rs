@@ -59,6 +59,16 @@ pub(crate) struct Joined {
     pub(crate) alone: CancellationToken,
 }
 
+/// A fill that is under way, for people who look.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pub(crate) digest: Digest,
+    pub(crate) name: Arc<Named>,
+    pub(crate) progress: Progress,
+    /// How many read along.
+    pub(crate) readers: usize,
+}
+
 impl UnderWay {
     /// Whether it has ended without the blob and is about to leave the map: whoever comes now
     /// starts anew, so that no failure outlives those who waited for it.
@@ -92,6 +102,18 @@ impl Fills {
         for blob in &manifest.blobs {
             self.0.lengths.insert(blob.digest.clone(), blob.size);
         }
+    }
+
+    /// What is being fetched now.
+    pub(crate) fn list(&self) -> Vec<Listed> {
+        let under_way = self.0.under_way.lock();
+        let listed = |(digest, fill): (&Digest, &UnderWay)| Listed {
+            digest: digest.clone(),
+            name: Arc::clone(&fill.name),
+            progress: fill.progress.borrow().clone(),
+            readers: fill.progress.receiver_count(),
+        };
+        under_way.iter().map(listed).collect()
     }
 
     /// Reads along with the fill of a blob, which is begun if there is none.

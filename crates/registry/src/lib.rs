@@ -13,7 +13,9 @@
 //! - `manifests`, `blobs`, `tags`, `referrers`, `catalog`: one operation each, and the decisions that go with it;
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
 //! - `course`, `peers`, `peer`: whom it is asked for, and the replicas among those;
-//! - `content`, `respond`, `refusal`: what clients are sent.
+//! - `content`, `respond`, `refusal`: what clients are sent;
+//! - `verify`: reading again what is stored, and fetching again what is bad;
+//! - `api`: the REST API for people and programs that run the cache.
 //!
 //! Invariants:
 //! - no body ends cleanly unless its bytes are what they were asked for as;
@@ -23,6 +25,7 @@
 //!   part of it.
 
 mod absent;
+mod api;
 mod blobs;
 mod catalog;
 pub mod config;
@@ -43,6 +46,7 @@ mod service;
 mod source;
 mod tags;
 mod upstreams;
+mod verify;
 
 use std::io;
 use std::path::PathBuf;
@@ -58,6 +62,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::absent::Absent;
+use crate::api::Access;
 use crate::config::{Budget, Config, Listener, TlsFiles};
 use crate::fills::Fills;
 use crate::manifests::Manifests;
@@ -66,6 +71,10 @@ use crate::peers::Peers;
 use crate::referrers::Referrers;
 use crate::service::{Registry, Service};
 use crate::upstreams::{SetupUpstreamError, Upstreams};
+use crate::verify::Verifier;
+
+pub use crate::verify::{OfflineError, rebuild_index, verify_offline};
+pub use larder_store::Rebuilt;
 
 /// Why the registry could not start.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +125,7 @@ pub async fn run(
         manifests: Manifests::new(),
         referrers: Referrers::new(),
         absent: Absent::new(),
+        verifier: Verifier::new(),
         upstreams,
         peers: peers.clone(),
         unaddressed: metrics.of_upstream(""),
@@ -125,9 +135,14 @@ pub async fn run(
         requests: Sequence::default(),
         store,
     });
+    if let Some(period) = config.scrub {
+        registry.start_scrubbing(period);
+    }
     let tasks = TaskTracker::new();
     let admin_stopping = CancellationToken::new();
+    let access = Access::new(config.admin_token_file);
     let router = admin::router(start.health, start.metrics);
+    let router = router.merge(api::router(Arc::clone(&registry), access));
     let admin = admin::serve(admin_listener, router, admin_stopping.clone(), Limits::default());
     tasks.spawn(admin);
     if let Some(certificate) = &certificate {
@@ -159,6 +174,7 @@ pub async fn run(
     serving.wait().await;
 
     info!("stopping");
+    registry.verifier.close().await;
     registry.fills.close().await;
     // What is being asked of upstreams ends by their time limits; nobody waits for it any more.
     let last_answers =

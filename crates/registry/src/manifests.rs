@@ -126,7 +126,7 @@ impl Registry {
                 return Ok((stored.as_ref().into(), Outcome::Hit));
             }
             if !self.offline {
-                self.confirm_manifest(ask, digest).await?;
+                self.confirm_manifest(ask, &stored).await?;
                 return Ok((stored.as_ref().into(), Outcome::Hit));
             }
         }
@@ -145,19 +145,32 @@ impl Registry {
         Ok((manifest, outcome))
     }
 
-    /// Makes sure that upstream has a stored manifest in this repository, too.
-    async fn confirm_manifest(&self, ask: &Ask<'_>, digest: &Digest) -> Result<(), Refusal> {
+    /// Makes sure that upstream has a stored manifest in this repository, too; and then what it
+    /// refers to, which is not asked for one by one.
+    async fn confirm_manifest(
+        &self,
+        ask: &Ask<'_>,
+        stored: &StoredManifest,
+    ) -> Result<(), Refusal> {
+        let digest = &stored.digest;
         let reference = Reference::Digest(digest.clone());
         let (upstream, repository) = (&ask.upstream, &ask.name.repository);
         let accept = Accept::all_manifests();
         let head = upstream.client.head_manifest(repository, &reference, &accept).await;
         let asking = Asking::Manifest(&ask.name, digest);
         head.map_err(|error| Refusal::of_upstream(&error, asking))?;
-        self.recorded(self.store.add_member(&ask.name, digest).await);
+        let children = Parsed::parse(&stored.bytes).map_or_else(
+            |_| Vec::new(),
+            |parsed| {
+                self.fills.learn(&parsed);
+                parsed.children().map(|child| child.digest.clone()).collect()
+            },
+        );
+        self.recorded(self.store.add_manifest_member(&ask.name, digest, children).await);
         Ok(())
     }
 
-    fn fetch_by_digest(
+    pub(crate) fn fetch_by_digest(
         self: &Arc<Self>,
         name: &Arc<Named>,
         upstream: &Arc<Upstream>,
@@ -532,6 +545,11 @@ impl Registry {
 }
 
 impl Manifest {
+    /// Whether it is in the store now.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.is_stored
+    }
+
     fn outcome(&self) -> Outcome {
         match self.is_stored {
             true => Outcome::Miss,

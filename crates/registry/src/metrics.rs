@@ -257,7 +257,7 @@ impl Metrics {
         registry.register("peers", "Replicas by how they are doing", metrics.peers.clone());
         registry.register(
             "corrupt",
-            "Bodies from upstream that were not what they were asked for as",
+            "Bodies from upstream, and stored blobs, that were not what they are called",
             metrics.corrupt.clone(),
         );
         registry.register("fills_in_flight", "Blobs being fetched", metrics.fills.clone());

@@ -25,6 +25,7 @@ use crate::referrers::Referrers;
 use crate::refusal::Refusal;
 use crate::respond::{self, Body, Meter, X_LARDER_CACHE};
 use crate::upstreams::{Upstream, Upstreams};
+use crate::verify::Verifier;
 
 /// Names a request in the log and in its answer.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -36,6 +37,7 @@ pub(crate) struct Registry {
     pub(crate) manifests: Manifests,
     pub(crate) referrers: Referrers,
     pub(crate) absent: Absent,
+    pub(crate) verifier: Verifier,
     pub(crate) upstreams: Upstreams,
     pub(crate) peers: Peers,
     pub(crate) metrics: Metrics,

@@ -58,6 +58,9 @@ struct Entry {
     by_host: Mutex<HashMap<Host, Arc<Upstream>>>,
 }
 
+/// Registries with their hosts, by name.
+pub(crate) type Hosts = Vec<(Host, Arc<Upstream>)>;
+
 /// What the hosts of one entry have in common.
 #[derive(Debug)]
 pub(crate) struct Settings {
@@ -111,11 +114,32 @@ impl Upstreams {
 
     /// Whether a repository of the store is one that is still served.
     pub(crate) fn serves(&self, name: &Named) -> bool {
+        self.address_of(name).is_some()
+    }
+
+    /// The registry of a repository of the store, if that is still served.
+    pub(crate) fn of(&self, name: &Named) -> Option<Result<Arc<Upstream>, SetupUpstreamError>> {
+        Some(self.get(&self.address_of(name)?))
+    }
+
+    fn address_of(&self, name: &Named) -> Option<Address> {
         let text = name.to_string();
         let asked = Asked { name: &text, ns: None, default_upstream: None };
-        self.resolve(asked).is_ok_and(|address| {
-            address.name == *name && self.entries[address.entry].settings.allows(&name.repository)
-        })
+        let address = self.resolve(asked).ok()?;
+        let is_served = self.entries[address.entry].settings.allows(&name.repository);
+        (address.name == *name && is_served).then_some(address)
+    }
+
+    /// Each configured upstream with those of its hosts that have been asked for.
+    pub(crate) fn list(&self) -> Vec<(Arc<Settings>, Hosts)> {
+        let listed = |entry: &Entry| {
+            let by_host = entry.by_host.lock();
+            let mut hosts: Hosts =
+                by_host.iter().map(|(host, it)| (host.clone(), Arc::clone(it))).collect();
+            hosts.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
+            (Arc::clone(&entry.settings), hosts)
+        };
+        self.entries.iter().map(listed).collect()
     }
 
     /// The registry that an address names.
@@ -160,6 +184,11 @@ impl Settings {
     pub(crate) fn allows(&self, repository: &Repository) -> bool {
         let name = repository.as_str();
         self.allow.as_ref().is_none_or(|allow| allow.is_match(name)) && !self.deny.is_match(name)
+    }
+
+    /// How it is configured.
+    pub(crate) fn config(&self) -> &config::Upstream {
+        &self.config
     }
 
     /// How long what is known counts, tags aside.

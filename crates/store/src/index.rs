@@ -13,13 +13,16 @@
 //! blobs by digest, the rest. Rows of contents and repositories are never removed.
 
 mod blobs;
+mod listing;
 mod members;
 mod partials;
 mod pins;
+mod rebuild;
 mod tags;
 #[cfg(test)]
 mod tests;
 pub(crate) mod turns;
+mod verification;
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -33,8 +36,11 @@ use sqlx::{AnyConnection, AnyPool};
 
 pub use self::blobs::References;
 pub(crate) use self::blobs::{Manifest, Stored, Unsynced};
+pub use self::listing::{BlobRecord, Listed, ParsePlaceError, Place};
 pub(crate) use self::partials::Parked;
+pub(crate) use self::rebuild::Recovered;
 pub use self::tags::TagRecord;
+pub use self::verification::Unverified;
 
 /// The database refused.
 #[derive(Debug, thiserror::Error)]

@@ -7,6 +7,7 @@
 //!   blobs/sha256/ab/abcdef…     one blob: first 2 hex digits, then all 64 (sha512: all 128)
 //!   staging/<uuid>              bytes on their way in; emptied at start
 //!   partial/sha256-abcdef…      the beginning of a blob whose fill was given up
+//!   quarantine/sha256-abcdef…   what was in the place of a blob and is not it; never read again
 //! ```
 
 use std::io;

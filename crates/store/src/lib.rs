@@ -5,7 +5,9 @@
 //! - [`Store::manifest`], [`Store::put_manifest`]: manifests, which are small, and served whole;
 //! - [`Store::is_member`]: which repository may serve what;
 //! - [`Store::tag`]: what tags named when upstream was last asked;
-//! - [`Store::collect`], [`Store::pin`]: what goes, and what stays.
+//! - [`Store::collect`], [`Store::pin`]: what goes, and what stays;
+//! - [`Store::manifests`]: what there is, for people who look;
+//! - [`Store::verify`], [`rebuild_index`]: when disks forget.
 //!
 //! Promises:
 //! - a blob that a lookup finds has the bytes of its name, also after a crash at any point;
@@ -21,15 +23,18 @@ mod evict;
 mod file;
 mod index;
 mod layout;
+mod listing;
 mod manifests;
 mod names;
 mod partial;
 mod reading;
+mod rebuild;
 mod recover;
 mod space;
 mod staging;
 mod sync;
 mod tags;
+mod verify;
 mod work;
 
 use std::fs::File;
@@ -58,10 +63,15 @@ use crate::work::{Slow, blocking};
 pub use crate::blobs::Blob;
 pub use crate::evict::{Gone, Reason, Swept};
 pub use crate::file::SharedFile;
-pub use crate::index::{IndexError, OpenIndexError, References, TagRecord};
+pub use crate::index::{
+    BlobRecord, IndexError, Listed, OpenIndexError, ParsePlaceError, Place, References, TagRecord,
+    Unverified,
+};
 pub use crate::manifests::StoredManifest;
+pub use crate::rebuild::{Found as Rebuilt, rebuild_index};
 pub use crate::space::volume_size;
 pub use crate::staging::{CommitError, Prefix, Staging, WriteError};
+pub use crate::verify::{Fault, Pace, Verdict};
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -140,6 +150,9 @@ pub enum OpenError {
     /// Another process has it open.
     #[error("{} is in use by another larder; stop that one, or give this one a --data of its own", .0.display())]
     InUse(PathBuf),
+    /// There is none, where one was expected.
+    #[error("there is no store in {}", .0.display())]
+    Absent(PathBuf),
     /// The directory can't be used.
     #[error("opening the store in {}", .directory.display())]
     Io {
@@ -210,6 +223,7 @@ impl Store {
         let directory = settings.directory.clone();
         let (layout, lock) = blocking(move || recover::open_directory(&directory)).await?;
         let in_directory = |source| OpenError::Index { directory: settings.directory, source };
+        let is_forgotten = recover::is_forgotten(&layout).await;
         let index = Index::open(&layout.index()).await.map_err(in_directory)?;
         recover::verify_unsynced(&layout, &index).await.map_err(OpenError::Recover)?;
         let recover = |error: IndexError| OpenError::Recover(error.into());
@@ -255,8 +269,25 @@ impl Store {
         }));
         store.0.tasks.spawn(sync::run(store.clone()));
         store.0.tasks.spawn(evict::run(store.clone()));
-        store.0.tasks.spawn(recover::sweep(store.clone()));
+        // Without an index every file would be one that nobody knows.
+        if !is_forgotten {
+            store.0.tasks.spawn(recover::sweep(store.clone()));
+        }
         Ok(store)
+    }
+
+    /// As [`Store::open`], where there is a store already.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]; [`OpenError::Absent`] where there is none, and then nothing is made.
+    pub async fn open_existing(settings: Settings) -> Result<Self, OpenError> {
+        let index = settings.directory.join("index.sqlite");
+        match blocking(move || index.try_exists()).await {
+            Ok(true) => Self::open(settings).await,
+            Ok(false) => Err(OpenError::Absent(settings.directory)),
+            Err(source) => Err(OpenError::Io { directory: settings.directory, source }),
+        }
     }
 
     /// Finishes what is under way, writes down what is only in memory, and closes the index. Later
@@ -314,6 +345,27 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.index().put_member(repository, digest).await?;
         self.0.members.insert((Arc::clone(repository), digest.clone()), ());
+        Ok(())
+    }
+
+    /// Remembers that upstream has confirmed a stored manifest for `repository`, which therefore may
+    /// serve the `children` that it refers to, too.
+    ///
+    /// # Errors
+    ///
+    /// The index can't remember it; upstream will be asked again.
+    pub async fn add_manifest_member(
+        &self,
+        repository: &Arc<Named>,
+        digest: &Digest,
+        children: Vec<Digest>,
+    ) -> Result<(), StoreError> {
+        let mut digests = children;
+        digests.push(digest.clone());
+        self.index().put_members(repository, &digests).await?;
+        for digest in digests {
+            self.0.members.insert((Arc::clone(repository), digest), ());
+        }
         Ok(())
     }
 

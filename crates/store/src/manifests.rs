@@ -45,8 +45,19 @@ impl Store {
         &self,
         digest: &Digest,
     ) -> Result<Option<Arc<StoredManifest>>, StoreError> {
-        if let Some(manifest) = self.0.manifests.get(digest) {
+        let manifest = self.look_up_manifest(digest).await?;
+        if let Some(manifest) = &manifest {
             self.note_use(digest, &manifest.used);
+        }
+        Ok(manifest)
+    }
+
+    /// As [`Store::manifest`], without being a use of it.
+    pub(crate) async fn look_up_manifest(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<Arc<StoredManifest>>, StoreError> {
+        if let Some(manifest) = self.0.manifests.get(digest) {
             return Ok(Some(manifest));
         }
         let seen = self.removals();
@@ -57,7 +68,6 @@ impl Store {
         };
         self.0.manifests.insert(digest.clone(), Arc::clone(&manifest));
         self.recheck(digest, seen);
-        self.note_use(digest, &manifest.used);
         Ok(Some(manifest))
     }
 
@@ -73,14 +83,6 @@ impl Store {
             Ok(bytes) => Ok(Found::Whole(stored(digest, media_type, bytes.into()))),
             Err(error) if is_lost(&error) => Ok(Found::Lost(error)),
             Err(error) => Err(StoreError::io("reading a manifest", error)),
-        }
-    }
-
-    /// The bytes of a stored manifest, which does not count as a use; `None` if they are lost.
-    pub(crate) async fn peek_manifest(&self, digest: &Digest) -> Result<Option<Bytes>, StoreError> {
-        match self.find_manifest(digest).await? {
-            Found::Whole(manifest) => Ok(Some(manifest.bytes.clone())),
-            Found::Nothing | Found::Lost(_) => Ok(None),
         }
     }
 

@@ -34,6 +34,26 @@ pub(crate) fn open_directory(root: &Path) -> Result<(Layout, File), OpenError> {
     Ok((layout, lock))
 }
 
+/// Whether there are blobs and no index that knows them: somebody has removed it.
+pub(crate) async fn is_forgotten(layout: &Layout) -> bool {
+    let layout = layout.clone();
+    let looked = blocking(move || {
+        let is_empty = |directory: PathBuf| {
+            std::fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none())
+        };
+        let mut directories = ALGORITHMS.iter().map(|it| layout.blobs().join(it));
+        let is_forgotten = !layout.index().exists() && !directories.all(is_empty);
+        is_forgotten.then(|| layout.root().to_owned())
+    });
+    let Some(root) = looked.await else { return false };
+    let root = root.display();
+    warn!(
+        "the index is gone, so nothing that is stored is found; stop larder and run `larder \
+         rebuild-index --data {root}` to have it back"
+    );
+    true
+}
+
 /// Verifies the blobs that may not have reached the disk before a loss of power, and forgets those
 /// that did not. The others are still to be synced.
 pub(crate) async fn verify_unsynced(layout: &Layout, index: &Index) -> Result<(), StoreError> {

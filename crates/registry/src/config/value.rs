@@ -107,6 +107,19 @@ pub(super) fn duration(text: &str) -> Result<Duration, Wrong> {
     }
 }
 
+/// In which time everything is read once: at least an hour, or `0` for never
+pub(super) fn scrub(text: &str) -> Result<Duration, Wrong> {
+    const HOUR: Duration = Duration::from_secs(3600);
+    match text.trim() {
+        "0" => Ok(Duration::ZERO),
+        _ => match duration(text)? {
+            period if period.is_zero() || period >= HOUR => Ok(period),
+            _ => Err(wrong(format!("`{}` is less than an hour", shown(text)))
+                .write("at least 1h, or 0 for never")),
+        },
+    }
+}
+
 /// How long an answer counts: a duration, or `forever`
 pub(super) fn freshness(text: &str) -> Result<Duration, Wrong> {
     match text.trim() {
@@ -284,6 +297,16 @@ mod tests {
         assert_eq!(budget("80%"), Ok(Budget::Percent(80)));
         for text in ["", "0", "0%", "101%", "-1", "-1%", "%", "a lot"] {
             assert!(budget(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_scrub_takes_an_hour_at_least_or_is_never() {
+        assert_eq!(scrub("0"), Ok(Duration::ZERO));
+        assert_eq!(scrub("0s"), Ok(Duration::ZERO));
+        assert_eq!(scrub("7d"), Ok(Duration::from_secs(7 * 24 * 3600)));
+        for text in ["", "59m", "30", "never"] {
+            assert!(scrub(text).is_err(), "{text}");
         }
     }
 

@@ -141,7 +141,7 @@ impl<'s> Sweep<'s> {
             after = last.place();
             for candidate in batch {
                 let unused = self.now.duration_since(candidate.used_at).unwrap_or_default();
-                let names = self.store.index().repositories_of(candidate.content).await?;
+                let names = self.store.index().names_of(candidate.content).await?;
                 let ttl = self.retention.ttl(&names);
                 if let Ttl::After(longest) = ttl
                     && ttl.is_over(unused)
@@ -349,7 +349,7 @@ impl<'s> Sweep<'s> {
         self.swept.bytes += candidate.room;
         // Names are for people who ask first; else this would be one more query for each.
         if self.is_dry && self.swept.named.len() < MAX_NAMED {
-            let repositories = self.store.index().repositories_of(candidate.content).await?;
+            let repositories = self.store.index().names_of(candidate.content).await?;
             let repository = repositories.into_iter().next();
             let (digest, room) = (candidate.digest.clone(), candidate.room);
             self.swept.named.push(Gone { digest, room, repository, reason });

@@ -216,7 +216,7 @@ impl Index {
     }
 }
 
-async fn put_manifest(
+pub(super) async fn put_manifest(
     connection: &mut AnyConnection,
     content: i64,
     media_type: &str,
@@ -236,7 +236,7 @@ async fn put_manifest(
 }
 
 /// Records what a manifest is made of.
-async fn put_parts(
+pub(super) async fn put_parts(
     connection: &mut AnyConnection,
     manifest: i64,
     parts: impl Iterator<Item = i64>,

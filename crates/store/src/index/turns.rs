@@ -239,7 +239,7 @@ impl Index {
     }
 
     /// The repositories that may serve a content.
-    pub(crate) async fn repositories_of(&self, content: i64) -> Result<Vec<Named>, IndexError> {
+    pub(crate) async fn names_of(&self, content: i64) -> Result<Vec<Named>, IndexError> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "SELECT host, name FROM members JOIN repositories ON repositories.id = repository \
              WHERE content = $1",

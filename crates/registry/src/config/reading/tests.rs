@@ -18,6 +18,7 @@ static FILES: LazyLock<BTreeMap<PathBuf, String>> = LazyLock::new(|| {
         ("other-key.pem", other.serialize_pem()),
         ("password", "it\n".to_owned()),
         ("empty", "\n".to_owned()),
+        ("token", "0123456789abcdef\n".to_owned()),
         ("docker.json", r#"{"auths":{"y.io":{"username":"u","password":"p"}}}"#.to_owned()),
     ];
     files.into_iter().map(|(path, text)| (path.into(), text)).collect()
@@ -29,6 +30,8 @@ fn an_empty_file_is_a_whole_configuration() {
     assert_eq!(config.listen, [listener("127.0.0.1:5000", None)]);
     assert_eq!(config.admin.to_string(), "127.0.0.1:5001");
     assert_eq!(config.data, PathBuf::from("/default"));
+    assert_eq!(config.scrub, Some(Duration::from_secs(30 * 24 * 3600)));
+    assert_eq!(config.admin_token_file, None);
     assert_eq!(config.default_upstream.as_deref(), Some("docker.io"));
     assert!(!config.offline && config.budget.is_none() && config.tls.is_none());
     assert_eq!(config.upstreams.len(), 13);
@@ -49,11 +52,13 @@ fn every_key_is_understood() {
         r#"
         listen = ["0.0.0.0:5000", "127.0.0.1:5002=hub"]
         admin = "0.0.0.0:5003"
+        admin_token_file = "token"
         data = "/var/lib/larder"
         offline = true
         storage = "disk"
         index = "sqlite"
         budget = "80%"
+        scrub = "7d"
         default_upstream = "ghcr.io"
         tls_cert = "cert.pem"
         tls_key = "key.pem"
@@ -210,7 +215,19 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
         ),
         (
             "colour = 1",
-            "1: colour: there is no such key; known here are storage, index, public_url, builtin_upstreams, listen, admin, data, offline, budget, low_watermark, ttl, untagged_ttl, pins, tls_cert, tls_key, default_upstream, hosts, peers, peers_ca, upstreams",
+            "1: colour: there is no such key; known here are storage, index, public_url, builtin_upstreams, listen, admin, admin_token_file, data, offline, budget, low_watermark, ttl, untagged_ttl, pins, scrub, tls_cert, tls_key, default_upstream, hosts, peers, peers_ca, upstreams",
+        ),
+        (
+            "scrub = \"5m\"",
+            "1: scrub: `5m` is less than an hour; write at least 1h, or 0 for never",
+        ),
+        (
+            "admin_token_file = \"absent\"",
+            "1: admin_token_file: reading `absent`: entity not found; write a path that can be read",
+        ),
+        (
+            "admin_token_file = \"password\"",
+            "1: admin_token_file: the token has fewer than 16 characters; write a file with a token, such as `openssl rand -hex 32` prints",
         ),
         (
             "default_upstream = \"nowhere\"",
@@ -636,6 +653,7 @@ fn read_in_etc(text: &str) -> Result<Config, Vec<Mistake>> {
         (PathBuf::from("/etc/larder/client.crt"), file("cert.pem")),
         (PathBuf::from("/etc/larder/client.key"), file("key.pem")),
         (PathBuf::from("/etc/larder/password"), file("password")),
+        (PathBuf::from("/etc/larder/admin-token"), file("token")),
         (PathBuf::from("/etc/larder/config.json"), login.to_owned()),
     ]);
     let (overrides, default_data) = (Overrides::default(), PathBuf::from("/default"));
@@ -650,7 +668,7 @@ proptest! {
 
     #[test]
     fn no_value_makes_reading_panic(
-        key in "listen|admin|budget|default_upstream|upstreams|hosts|tls_cert",
+        key in "listen|admin|admin_token_file|budget|scrub|default_upstream|upstreams|hosts|tls_cert",
         value in "(\"\\PC{0,20}\"|[0-9]{1,25}|\\[\\]|\\{\\}|true|1979-05-27)",
     ) {
         let _ = read(&format!("{key} = {value}"), Overrides::default());

@@ -1,0 +1,53 @@
+//! `GET /upstreams`: where content comes from, and how each is doing.
+
+use serde::{Deserialize, Serialize};
+
+/// All configured upstreams, built-in ones included.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upstreams {
+    /// Hosts by name, then wildcards.
+    pub upstreams: Vec<Upstream>,
+}
+
+/// One configured upstream. Credentials and proxies are not told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upstream {
+    /// The host, or the pattern of hosts, as image names have it.
+    pub host: String,
+    /// Other names for it in paths.
+    pub alias: Vec<String>,
+    /// Where it is asked, in this order; empty for a pattern, whose hosts are asked by their names.
+    pub urls: Vec<String>,
+    /// How long a tag's answer counts, such as `1m`.
+    pub freshness: String,
+    /// How long a client that could have a stored answer waits for upstream, such as `2s`.
+    pub deadline: String,
+    /// Whether it is asked with a credential of ours.
+    pub has_credentials: bool,
+    /// For people.
+    pub description: Option<String>,
+    /// Its hosts that have been asked for since the start: one, or some of those that a pattern
+    /// stands for.
+    pub hosts: Vec<Host>,
+}
+
+/// How one registry is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// The host.
+    pub host: String,
+    /// What it has been like lately.
+    pub standing: Standing,
+}
+
+/// What an upstream has been like lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Its last sign was an answer, or nothing has been asked yet.
+    Well,
+    /// Its last sign was a failure or a missed deadline: stored answers are given without waiting.
+    Suspect,
+    /// It has asked for fewer requests, and is left alone for a while.
+    LeftAlone,
+}

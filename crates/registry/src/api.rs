@@ -1,0 +1,54 @@
+//! The REST API under `/api/v1`, on the admin address: what is stored, what is being fetched, and
+//! what can be done about it.
+//!
+//! Everybody who reaches the address may ask; who may change something is decided in `access`, for
+//! every method but GET and HEAD, so that a new route cannot forget it. Every answer is JSON, also an
+//! error: a sentence that says what to do. What is said is in `larder-api-types`.
+
+mod access;
+mod answer;
+mod blobs;
+mod fills;
+mod images;
+mod upstreams;
+mod verify;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::routing::get;
+use http::StatusCode;
+use larder_api_types::PREFIX;
+
+pub(crate) use self::access::Access;
+use self::answer::Refused;
+use crate::service::Registry;
+
+/// The longest body of a request, in bytes: far more than any of them has.
+const MAX_BODY: usize = 64 << 10;
+
+/// What the handlers of all routes have.
+#[derive(Clone)]
+struct Api {
+    registry: Arc<Registry>,
+}
+
+/// The routes, each with [`PREFIX`].
+pub(crate) fn router(registry: Arc<Registry>, access: Access) -> Router {
+    let routes = Router::new()
+        .route("/blobs/{digest}", get(blobs::show))
+        .route("/fills", get(fills::list))
+        .route("/images", get(images::list))
+        .route("/upstreams", get(upstreams::list))
+        .route("/verify", get(verify::tell).post(verify::start).delete(verify::cancel))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .fallback(async || Refused::new(StatusCode::NOT_FOUND, "the API has no such path"))
+        .method_not_allowed_fallback(async || {
+            Refused::new(StatusCode::METHOD_NOT_ALLOWED, "this path has no such method")
+        })
+        .layer(middleware::from_fn_with_state(Arc::new(access), access::guard))
+        .with_state(Api { registry });
+    Router::new().nest(PREFIX, routes)
+}
