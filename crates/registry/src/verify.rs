@@ -156,7 +156,7 @@ impl Registry {
     async fn verify_one(&self, blob: &Unverified, pace: Pace) -> Result<Verdict, StoreError> {
         let _one = self.verifier.reading.lock().await;
         let verdict = self.store.verify(blob, pace).await;
-        count(&self.metrics, &blob.digest, &verdict);
+        count(&self.metrics, &verdict);
         verdict
     }
 
@@ -281,13 +281,11 @@ impl Round {
     }
 }
 
-fn count(metrics: &Metrics, digest: &Digest, verdict: &Result<Verdict, StoreError>) {
+fn count(metrics: &Metrics, verdict: &Result<Verdict, StoreError>) {
     match verdict {
         Ok(Verdict::Right | Verdict::Gone) => {}
-        Ok(Verdict::Bad(fault)) => {
+        Ok(Verdict::Bad(_)) => {
             metrics.corrupt.inc();
-            let fault = fault.as_str();
-            warn!(blob.digest = %digest, "{digest} is {fault}; it is not served any more");
         }
         Err(_) => metrics.store_error(StoreOp::Read),
     }

@@ -176,7 +176,7 @@ impl Store {
             };
             drop(name);
             let fault = if bad.is_some() { Fault::Corrupt } else { Fault::Missing };
-            warn!(blob.digest = %digest, "the stored blob {digest} is {}", fault.as_str());
+            warn!(blob.digest = %digest, "the stored blob {digest} is {}; it is not served any more", fault.as_str());
             if bad.is_some() {
                 let layout = store.layout().clone();
                 blocking(move || {

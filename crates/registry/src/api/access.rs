@@ -14,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use http::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
 use http::{Method, StatusCode};
+use larder_api_types::PREFIX;
 use larder_core::Digest;
 use larder_process::admin::Peer;
 use subtle::ConstantTimeEq as _;
@@ -83,7 +84,7 @@ pub(super) async fn guard(
     let decided = tokio::task::spawn_blocking(decide).await;
     match decided {
         Ok(Ok(())) => {
-            info!(client.address = %peer, "{} {}", request.method(), request.uri());
+            info!(client.address = %peer, "{} {PREFIX}{}", request.method(), request.uri());
             next.run(request).await
         }
         Ok(Err(denied)) => refuse(&request, peer, denied),
@@ -93,7 +94,7 @@ pub(super) async fn guard(
 }
 
 fn refuse(request: &Request, peer: SocketAddr, denied: Denied) -> Response {
-    warn!(client.address = %peer, "refused {} {}: {denied}", request.method(), request.uri());
+    warn!(client.address = %peer, "refused {} {PREFIX}{}: {denied}", request.method(), request.uri());
     Refused::new(StatusCode::FORBIDDEN, denied.to_string()).into_response()
 }
 

@@ -58,12 +58,29 @@ async fn an_index_that_cannot_be_read_does_not_matter() {
     let home = Home::new();
     filled(&home).await;
     fs::write(home.path().join("index.sqlite"), "no database at all, and long enough").unwrap();
-    fs::write(home.path().join("index.sqlite-wal"), "nor this").unwrap();
     assert!(home.try_open(None).await.is_err());
     assert_eq!(rebuild_index(home.path(), 1, |_| {}).await.unwrap().blobs, 2);
     let store = home.open().await;
     close(store.clone()).await;
     home.assert_agrees_with(&store).await;
+}
+
+#[tokio::test]
+async fn the_log_of_the_old_index_is_not_taken_for_the_new_ones() {
+    let home = Home::new();
+    let store = home.open().await;
+    let digest = commit(&store, &content(1, 10)).await;
+    let crashed = home.crashed();
+    assert!(crashed.path().join("index.sqlite-wal").metadata().unwrap().len() > 0);
+    close(store).await;
+    // By the log, this is still stored.
+    fs::remove_file(crashed.blob_path(&digest)).unwrap();
+    assert_eq!(rebuild_index(crashed.path(), 1, |_| {}).await.unwrap().blobs, 0);
+    assert!(!crashed.path().join("index.sqlite-wal").exists());
+    assert_eq!(crashed.rows().await, []);
+    let store = crashed.open().await;
+    close(store.clone()).await;
+    crashed.assert_agrees_with(&store).await;
 }
 
 #[tokio::test]
