@@ -32,6 +32,16 @@ pub(crate) enum Command {
     /// List the images that are stored
     #[command(after_help = LS_HELP)]
     Ls(Ls),
+    /// Say what takes how much of the disk, by upstream and repository
+    Du(Du),
+    /// Remove what has to go: what has gone unused, what is beyond quotas and the budget
+    #[command(after_help = GC_HELP)]
+    Gc(Gc),
+    /// Have images stay, whatever budget and times say
+    #[command(after_help = PIN_HELP)]
+    Pin(Pin),
+    /// Take pins back
+    Unpin(Pin),
     /// Read everything that is stored again, to see whether it is still what it was
     #[command(after_help = VERIFY_HELP)]
     Verify(Verify),
@@ -47,6 +57,18 @@ pub(crate) enum Command {
         shell: Shell,
     },
 }
+
+const GC_HELP: &str = "\
+A running server does this by itself. With --dry-run nothing is removed, and what would go is printed in
+its order, each with the reason:
+
+    larder gc --dry-run";
+
+const PIN_HELP: &str = "\
+An image is HOST/NAME (all of it), HOST/NAME:TAG or HOST/NAME@DIGEST, with * for any part of a name or tag:
+
+    larder pin registry.k8s.io/pause 'docker.io/library/python:3.*'
+    larder ls --pinned";
 
 const SERVE_HELP: &str = "\
 Without any flag, Docker Hub and the other well-known registries are served on 127.0.0.1:5000:
@@ -165,12 +187,50 @@ pub(crate) struct Ls {
     #[arg(long)]
     pub(crate) all: bool,
 
+    /// What is pinned instead of what is stored
+    #[arg(long, conflicts_with_all = ["pattern", "all"])]
+    pub(crate) pinned: bool,
+
     #[command(flatten)]
     pub(crate) server: server::Address,
 
     /// Print JSON to stdout
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Du {
+    #[command(flatten)]
+    pub(crate) server: server::Address,
+
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Gc {
+    /// Only say what would go, and why
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) server: server::Address,
+
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Pin {
+    /// The images
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) patterns: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) server: server::Address,
 }
 
 #[derive(Args, Debug)]

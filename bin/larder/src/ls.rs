@@ -11,12 +11,16 @@ use larder_core::size::human_size;
 
 use crate::cli::Ls;
 use crate::failure::Failure;
+use crate::pin;
 use crate::server::{Server, block_on};
 
 /// How long a person looks at nothing before being told what is going on.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(command: &Ls) -> Result<(), Failure> {
+    if command.pinned {
+        return pin::list(command);
+    }
     let server = command.server.open()?;
     let matching = command.pattern.as_deref().map(glob);
     let mut images = block_on(async { Ok(all(&server, matching).await?) })?;

@@ -6,8 +6,11 @@ mod bench;
 mod check;
 mod check_config;
 mod cli;
+mod du;
 mod failure;
+mod gc;
 mod ls;
+mod pin;
 mod progress;
 mod rebuild_index;
 mod serve;
@@ -42,6 +45,10 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Command::Check(command) => check::run(&command, matches),
         Command::CheckConfig(command) => check_config::run(&command, matches),
         Command::Ls(command) => ls::run(&command),
+        Command::Du(command) => du::run(&command),
+        Command::Gc(command) => gc::run(&command),
+        Command::Pin(command) => pin::pin(&command),
+        Command::Unpin(command) => pin::unpin(&command),
         Command::Verify(command) => verify::run(&command),
         Command::RebuildIndex(command) => rebuild_index::run(&command),
         Command::Bench(args) => bench::run(args),

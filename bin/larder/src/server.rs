@@ -99,6 +99,16 @@ impl Server {
         self.ask(self.request(Method::POST, path).body(body)).await
     }
 
+    /// DELETEs `path`, below `/api/v1`, with `body`.
+    pub(crate) async fn delete<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let body = serde_json::to_vec(body).context("writing what to ask")?;
+        self.ask(self.request(Method::DELETE, path).body(body)).await
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let mut url = self.base.clone();
         url.set_path(&format!("{PREFIX}{path}"));

@@ -5,6 +5,8 @@
 //! - [`blobs`]: one blob;
 //! - [`fills`]: what is being fetched;
 //! - [`upstreams`]: where from, and how each is doing;
+//! - [`gc`]: what has to go, and who takes how much;
+//! - [`pins`]: what stays;
 //! - [`verify`]: hashing everything that is stored again.
 //!
 //! Every answer is an [`Answer`]: the fields of one of these types, and `version` beside them. Within
@@ -15,7 +17,9 @@
 
 pub mod blobs;
 pub mod fills;
+pub mod gc;
 pub mod images;
+pub mod pins;
 mod time;
 pub mod upstreams;
 pub mod verify;

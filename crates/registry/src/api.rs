@@ -9,7 +9,9 @@ mod access;
 mod answer;
 mod blobs;
 mod fills;
+mod gc;
 mod images;
+mod pins;
 mod upstreams;
 mod verify;
 
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::get;
+use axum::routing::{get, post};
 use http::StatusCode;
 use larder_api_types::PREFIX;
 
@@ -40,8 +42,11 @@ pub(crate) fn router(registry: Arc<Registry>, access: Access) -> Router {
     let routes = Router::new()
         .route("/blobs/{digest}", get(blobs::show))
         .route("/fills", get(fills::list))
+        .route("/gc", post(gc::collect))
         .route("/images", get(images::list))
+        .route("/pins", get(pins::list).post(pins::add).delete(pins::remove))
         .route("/upstreams", get(upstreams::list))
+        .route("/usage", get(gc::usage))
         .route("/verify", get(verify::tell).post(verify::start).delete(verify::cancel))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .fallback(async || Refused::new(StatusCode::NOT_FOUND, "the API has no such path"))

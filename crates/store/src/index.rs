@@ -36,7 +36,7 @@ use sqlx::{AnyConnection, AnyPool};
 
 pub use self::blobs::References;
 pub(crate) use self::blobs::{Manifest, Stored, Unsynced};
-pub use self::listing::{BlobRecord, Listed, ParsePlaceError, Place};
+pub use self::listing::{BlobRecord, Listed, OfRepository, ParsePlaceError, Place};
 pub(crate) use self::partials::Parked;
 pub(crate) use self::rebuild::Recovered;
 pub use self::tags::TagRecord;

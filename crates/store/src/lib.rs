@@ -64,8 +64,8 @@ pub use crate::blobs::Blob;
 pub use crate::evict::{Gone, Reason, Swept};
 pub use crate::file::SharedFile;
 pub use crate::index::{
-    BlobRecord, IndexError, Listed, OpenIndexError, ParsePlaceError, Place, References, TagRecord,
-    Unverified,
+    BlobRecord, IndexError, Listed, OfRepository, OpenIndexError, ParsePlaceError, Place,
+    References, TagRecord, Unverified,
 };
 pub use crate::manifests::StoredManifest;
 pub use crate::rebuild::{Found as Rebuilt, rebuild_index};

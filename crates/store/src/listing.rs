@@ -3,7 +3,7 @@
 use larder_core::Digest;
 use larder_core::name::Named;
 
-use crate::index::{BlobRecord, Listed, Place};
+use crate::index::{BlobRecord, Listed, OfRepository, Place};
 use crate::{Store, StoreError};
 
 impl Store {
@@ -58,5 +58,24 @@ impl Store {
     /// The disk or the index can't say.
     pub async fn peek_manifest(&self, digest: &Digest) -> Result<Option<bytes::Bytes>, StoreError> {
         Ok(self.look_up_manifest(digest).await?.map(|manifest| manifest.bytes.clone()))
+    }
+
+    /// What was fetched from each host, in bytes of the disk, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// The index can't say.
+    pub async fn usage_by_host(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        Ok(self.index().room_by_host().await?)
+    }
+
+    /// What repositories have stored, at most `limit`, those first that have most. Looks at every
+    /// membership: a second for a million of them.
+    ///
+    /// # Errors
+    ///
+    /// The index can't say.
+    pub async fn usage_by_repository(&self, limit: u32) -> Result<Vec<OfRepository>, StoreError> {
+        Ok(self.index().room_by_repository(limit).await?)
     }
 }

@@ -1,12 +1,14 @@
 //! What every route answers: JSON with its version.
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use larder_api_types::{Answer, Problem};
 use larder_store::StoreError;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tracing::warn;
 
 /// An answer to what was asked for.
@@ -27,6 +29,22 @@ impl Refused {
 
     pub(super) fn bad_request(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error)
+    }
+}
+
+/// The body of a request as JSON. `example` is one that is right; an empty body stands for `T` itself
+/// where there is such a default.
+pub(super) fn read<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+    default: Option<T>,
+    example: &str,
+) -> Result<T, Refused> {
+    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
+    match default {
+        Some(default) if body.is_empty() => Ok(default),
+        _ => serde_json::from_slice(&body).map_err(|error| {
+            Refused::bad_request(format!("the body must be as {example}: {error}"))
+        }),
     }
 }
 

@@ -7,7 +7,7 @@ use http::StatusCode;
 use larder_api_types::verify::{self, Start, Verification};
 
 use super::Api;
-use super::answer::{Refused, Told};
+use super::answer::{self, Refused, Told};
 use crate::verify::UnderWay;
 
 /// `POST /verify`
@@ -15,13 +15,7 @@ pub(super) async fn start(
     State(api): State<Api>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Told<Verification>), Refused> {
-    let body = body.map_err(|error| Refused::bad_request(error.body_text()))?;
-    let start: Start = match body.is_empty() {
-        true => Start::default(),
-        false => serde_json::from_slice(&body).map_err(|error| {
-            Refused::bad_request(format!("the body must be as {{\"repair\": false}}: {error}"))
-        })?,
-    };
+    let start = answer::read(body, Some(Start::default()), r#"{"repair": false}"#)?;
     match api.registry.start_verifying(start.repair).await? {
         Ok(begun) => Ok((StatusCode::ACCEPTED, Told(begun))),
         Err(UnderWay) => {

@@ -54,6 +54,17 @@ pub struct BlobRecord {
     pub verified_at: SystemTime,
 }
 
+/// What one repository has stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfRepository {
+    /// Which.
+    pub repository: Named,
+    /// In bytes of the disk.
+    pub room: u64,
+    /// How much of that other repositories have, too.
+    pub shared: u64,
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.repository, self.content)
@@ -147,6 +158,32 @@ impl Index {
             used_at: from_millis(used_at),
             verified_at: from_millis(verified_at),
         }))
+    }
+
+    /// What repositories have stored, those first that have most.
+    pub(crate) async fn room_by_repository(
+        &self,
+        limit: u32,
+    ) -> Result<Vec<OfRepository>, IndexError> {
+        let rows: Vec<(String, String, i64, i64)> = sqlx::query_as(
+            "SELECT host, name, CAST(sum(room) AS BIGINT) AS total, \
+               CAST(sum(CASE WHEN EXISTS (SELECT 1 FROM members AS other \
+                 WHERE other.content = members.content \
+                   AND other.repository <> members.repository) \
+                 THEN room ELSE 0 END) AS BIGINT) AS shared \
+             FROM members JOIN blobs ON blobs.content = members.content \
+             JOIN repositories ON repositories.id = members.repository \
+             GROUP BY host, name ORDER BY total DESC, host, name LIMIT $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await?;
+        let of_repository = |(host, name, room, shared): (String, String, i64, i64)| {
+            let repository = Named { host: host.parse().ok()?, repository: name.parse().ok()? };
+            let (room, shared) = (room.cast_unsigned(), shared.cast_unsigned());
+            Some(OfRepository { repository, room, shared })
+        };
+        Ok(rows.into_iter().filter_map(of_repository).collect())
     }
 
     /// At most `limit` repositories that may serve `digest`, those known longest coming first.
