@@ -427,7 +427,7 @@ mod tests {
     #[tokio::test]
     async fn a_round_reads_everything_that_is_due_and_no_blob_keeps_the_others_waiting() {
         let directory = tempfile::tempdir().unwrap();
-        let settings = Settings { directory: directory.path().to_owned(), budget: None };
+        let settings = Settings::new(directory.path().to_owned());
         let store = Store::open(settings).await.unwrap();
         let name = Named { host: "a.io".parse().unwrap(), repository: "b".parse().unwrap() };
         // More than one batch, of which the first cannot be read at all.

@@ -124,12 +124,16 @@ struct Inner {
     sweeping: tokio::sync::Mutex<()>,
     evicted: AtomicU64,
     over_budget: Notify,
+    made_room: Notify,
     unsynced: Notify,
     tasks: TaskTracker,
     closing: CancellationToken,
     /// Held open: the lock goes with the file, after everything else.
     _lock: File,
 }
+
+/// How long who stores waits for who removes: some fifty times what removing one batch takes.
+const MAX_WAIT_FOR_ROOM: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How many blobs are kept open: more than a large pull has layers, and far below the 1,024 open
 /// files that a process may have by default.
@@ -262,6 +266,7 @@ impl Store {
             sweeping: tokio::sync::Mutex::new(()),
             evicted: AtomicU64::new(0),
             over_budget: Notify::new(),
+            made_room: Notify::new(),
             unsynced: Notify::new(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -425,6 +430,23 @@ impl Store {
     pub(crate) fn subtract(&self, bytes: u64) {
         let less = |total: u64| Some(total.saturating_sub(bytes));
         let _ = self.0.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        self.0.made_room.notify_waiters();
+    }
+
+    /// Waits while more is stored than the budget allows, so that who stores is no faster than who
+    /// removes; not for long, as what is left may have to stay.
+    pub(crate) async fn wait_for_room(&self) {
+        let Some(budget) = self.0.budget else { return };
+        let wait = async {
+            loop {
+                let made_room = self.0.made_room.notified();
+                if self.0.total.load(Ordering::Relaxed) <= budget {
+                    return;
+                }
+                made_room.await;
+            }
+        };
+        let _ = tokio::time::timeout(MAX_WAIT_FOR_ROOM, wait).await;
     }
 }
 

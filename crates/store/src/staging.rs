@@ -231,7 +231,10 @@ impl Staging {
         repository: &Named,
     ) -> Result<Blob, CommitError> {
         self.check(expected_len)?;
-        self.publish(repository, None).await
+        let store = self.store.clone();
+        let blob = self.publish(repository, None).await?;
+        store.wait_for_room().await;
+        Ok(blob)
     }
 
     /// Whether these are all the bytes, and the right ones.

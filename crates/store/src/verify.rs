@@ -334,7 +334,7 @@ mod tests {
     #[tokio::test]
     async fn a_blob_that_was_stored_anew_while_its_file_was_read_stays() {
         let directory = tempfile::tempdir().unwrap();
-        let settings = Settings { directory: directory.path().to_owned(), budget: None };
+        let settings = Settings::new(directory.path().to_owned());
         let store = Store::open(settings).await.unwrap();
         let named = Named { host: "a.io".parse().unwrap(), repository: "b".parse().unwrap() };
         let digest = Digest::sha256_of(b"");

@@ -17,4 +17,5 @@ mod partials;
 mod races;
 mod rebuilding;
 mod tags;
+mod trace;
 mod verify;

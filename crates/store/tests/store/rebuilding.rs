@@ -93,7 +93,7 @@ async fn a_store_in_use_is_left_alone_and_none_is_made() {
     let nowhere = home.path().join("nowhere");
     let error = rebuild_index(&nowhere, 1, |_| {}).await.unwrap_err();
     assert!(matches!(error, OpenError::Absent(_)), "{error}");
-    let settings = larder_store::Settings { directory: nowhere.clone(), budget: None };
+    let settings = larder_store::Settings::new(nowhere.clone());
     let error = Store::open_existing(settings).await.unwrap_err();
     assert!(matches!(error, OpenError::Absent(_)), "{error}");
     assert!(!nowhere.exists());
