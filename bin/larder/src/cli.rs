@@ -300,7 +300,9 @@ mod tests {
     fn every_flag_and_variable_is_in_the_document() {
         let document = include_str!("../../../docs/configuration.md");
         let command = Cli::command();
-        for name in ["serve", "check", "check-config", "ls", "verify", "rebuild-index"] {
+        let names = ["serve", "check", "check-config"];
+        let of_a_server = ["ls", "du", "gc", "pin", "unpin", "verify", "rebuild-index"];
+        for name in names.into_iter().chain(of_a_server) {
             let command = command.find_subcommand(name).unwrap();
             for argument in command.get_arguments() {
                 let Some(flag) = argument.get_long().filter(|it| *it != "help") else { continue };

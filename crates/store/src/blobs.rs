@@ -122,7 +122,13 @@ impl Store {
     ) -> Result<Blob, IndexError> {
         let Placed { digest, file, len, .. } = placed;
         let now = SystemTime::now();
-        let stored = Stored { len: *len, room: self.room(*len), now, order: *self.0.order.lock() };
+        let stored = Stored {
+            len: *len,
+            room: self.room(*len),
+            now,
+            order: *self.0.order.lock(),
+            fits: self.fits(*len),
+        };
         self.add(self.index().put_blob(digest, stored, repository, manifest).await?);
         let blob = self.readable(digest.clone(), *len, Arc::clone(file));
         // Manifests have a cache of their own, and need no open file.

@@ -414,8 +414,8 @@ impl Store {
         self.0.volume.room(len)
     }
 
-    /// Whether a blob of `len` bytes can be stored at all, if everything else goes.
-    pub fn fits(&self, len: u64) -> bool {
+    /// Whether a blob of `len` bytes can stay, if everything else goes.
+    pub(crate) fn fits(&self, len: u64) -> bool {
         let room = self.room(len);
         room <= self.0.volume.size && self.0.budget.is_none_or(|budget| room <= budget)
     }

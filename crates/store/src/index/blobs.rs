@@ -48,6 +48,8 @@ pub(crate) struct Stored {
     pub(crate) now: SystemTime,
     /// Says where it stands.
     pub(crate) order: Order,
+    /// Whether it can stay at all. If not, it is the first to go.
+    pub(crate) fits: bool,
 }
 
 impl Index {
@@ -276,7 +278,7 @@ async fn put_row(
     repository: i64,
     stored: Stored,
 ) -> sqlx::Result<u64> {
-    let Stored { len, room, now, order } = stored;
+    let Stored { len, room, now, order, fits } = stored;
     let now = to_millis(now);
     let updated = sqlx::query(
         "UPDATE blobs SET size = $2, stored_at = $3, used_at = $3, synced = 0 WHERE content = $1",
@@ -293,9 +295,11 @@ async fn put_row(
         .bind(content)
         .fetch_optional(&mut *connection)
         .await?;
+    let gone = gone.filter(|_| fits);
     let remembered = gone.map(|(uses,)| u32::try_from(uses).unwrap_or(0));
     let standing = order.admit(remembered);
     let rank = match standing.queue {
+        Queue::Probation if !fits => 0.0,
         Queue::Probation => now as f64,
         Queue::Main => standing.rank,
     };

@@ -533,7 +533,7 @@ impl Home {
 
 /// A blob of `size` bytes that takes as many of the disk.
 fn stored(size: u64, seconds: u64) -> Stored {
-    Stored { len: size, room: size, now: at(seconds), order: Order::default() }
+    Stored { len: size, room: size, now: at(seconds), order: Order::default(), fits: true }
 }
 
 async fn put(index: &Index, name: &str, size: u64, repository: &str) -> u64 {

@@ -132,13 +132,14 @@ async fn kept_beginnings_do_not_push_every_blob_out() {
 }
 
 #[tokio::test]
-async fn a_blob_larger_than_the_budget_is_stored_and_goes_by_itself() {
+async fn a_blob_larger_than_the_budget_is_stored_and_goes_alone() {
     let home = Home::new();
-    let store = home.open_with_budget(100).await;
-    assert!(!store.fits(ROOM));
-    commit(&store, &content(1, LEN)).await;
+    let store = home.open_with_budget(4 * ROOM).await;
+    let others = [commit(&store, &content(1, LEN)).await, commit(&store, &content(2, LEN)).await];
+    commit(&store, &content(3, 5 * LEN)).await;
     store.close().await;
-    assert_eq!((store.usage().bytes, store.usage().evicted), (0, ROOM));
+    assert_eq!((store.usage().bytes, store.usage().evicted), (2 * ROOM, 5 * ROOM));
+    assert_eq!(home.rows().await, others);
 }
 
 /// A hundred blobs, in the order in which they came.
