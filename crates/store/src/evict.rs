@@ -135,12 +135,16 @@ impl Store {
     async fn keep_budget(&self) -> Result<(), StoreError> {
         let limits = self.limits().await?;
         if self.usage().bytes <= limits.high {
+            self.0.is_full.store(false, Ordering::Relaxed);
             return Ok(());
         }
         let _turn = self.0.sweeping.lock().await;
         let mut sweep = Sweep::begin(self, false).await?;
         sweep.keep_budget(limits).await?;
-        tell(&sweep.end().await?, &format!("to keep the budget of {}", human_size(limits.high)));
+        let swept = sweep.end().await?;
+        self.0.is_full.store(self.usage().bytes > limits.high, Ordering::Relaxed);
+        self.0.made_room.notify_waiters();
+        tell(&swept, &format!("to keep the budget of {}", human_size(limits.high)));
         self.index().trim_gone(Order::memory(limits.high)).await?;
         Ok(())
     }

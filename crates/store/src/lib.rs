@@ -41,7 +41,7 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use larder_core::Digest;
 use larder_core::eviction::Order;
@@ -125,6 +125,8 @@ struct Inner {
     evicted: AtomicU64,
     over_budget: Notify,
     made_room: Notify,
+    /// Whether more is stored than the budget allows and nothing more can go now.
+    is_full: AtomicBool,
     unsynced: Notify,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -267,6 +269,7 @@ impl Store {
             evicted: AtomicU64::new(0),
             over_budget: Notify::new(),
             made_room: Notify::new(),
+            is_full: AtomicBool::new(false),
             unsynced: Notify::new(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -422,7 +425,9 @@ impl Store {
 
     pub(crate) fn add(&self, bytes: u64) {
         let total = self.0.total.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if self.0.budget.is_some_and(|budget| total > budget) {
+        let is_over = self.0.budget.is_some_and(|budget| total > budget);
+        // When nothing can go, looking through everything for each blob would not help.
+        if is_over && !self.0.is_full.load(Ordering::Relaxed) {
             self.0.over_budget.notify_one();
         }
     }
@@ -433,14 +438,15 @@ impl Store {
         self.0.made_room.notify_waiters();
     }
 
-    /// Waits while more is stored than the budget allows, so that who stores is no faster than who
-    /// removes; not for long, as what is left may have to stay.
+    /// Waits while more is stored than the budget allows and something can still go, so that who
+    /// stores is no faster than who removes; and not for long.
     pub(crate) async fn wait_for_room(&self) {
         let Some(budget) = self.0.budget else { return };
         let wait = async {
             loop {
                 let made_room = self.0.made_room.notified();
-                if self.0.total.load(Ordering::Relaxed) <= budget {
+                let is_within = self.0.total.load(Ordering::Relaxed) <= budget;
+                if is_within || self.0.is_full.load(Ordering::Relaxed) {
                     return;
                 }
                 made_room.await;
