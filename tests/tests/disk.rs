@@ -11,12 +11,11 @@ use larder_tests::{Larder, Scene};
 const MIB: usize = 1 << 20;
 
 #[tokio::test]
-async fn a_blob_that_does_not_fit_reaches_its_clients_all_the_same() {
+async fn a_blob_larger_than_the_disk_reaches_its_clients_all_the_same() {
     let (upstream, larder) = on_a_disk_of(24 * MIB).await;
-    let image = Image::random(1, &[16 * MIB, 16 * MIB, 100]);
+    let image = Image::random(1, &[32 * MIB, 100]);
     upstream.push(REPOSITORY, "1", &image);
-    let [fits, too_large, small] = &image.layers[..] else { unreachable!() };
-    larder.get(&blob_path(&fits.digest)).await.expect_body(&fits.bytes).await.unwrap();
+    let [too_large, small] = &image.layers[..] else { unreachable!() };
 
     // Both read along with one fill until the disk is full, and then each goes on by itself.
     let path = blob_path(&too_large.digest);
@@ -27,13 +26,49 @@ async fn a_blob_that_does_not_fit_reaches_its_clients_all_the_same() {
     other.unwrap();
     assert!(larder.metric("larder_store_errors_total", &[]).await >= 1.0);
 
-    // What is stored is served, what is small is still had, and nothing is left half done.
-    let hit = larder.get(&blob_path(&fits.digest)).await;
-    assert_eq!(hit.outcome(), "hit");
-    hit.expect_body(&fits.bytes).await.unwrap();
+    // What is small is still had, and nothing is left half done.
     larder.get(&blob_path(&small.digest)).await.expect_body(&small.bytes).await.unwrap();
     let manifest = larder.get(&manifest_path("1")).await;
     manifest.expect_body(&image.manifest.bytes).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_pull_fails_while_the_disk_is_full_and_storing_goes_on_when_it_is_not() {
+    let (upstream, larder) = on_a_disk_of(24 * MIB).await;
+    let images: Vec<Image> = (0..8).map(|seed| Image::random(seed, &[2 * MIB, 3 * MIB])).collect();
+    for (n, image) in images.iter().enumerate() {
+        upstream.push(REPOSITORY, &n.to_string(), image);
+    }
+    let filler = larder.data().join("filler");
+    let pull = async |client: usize| {
+        for (n, image) in images.iter().enumerate().cycle().skip(client).take(images.len()) {
+            let manifest = larder.get(&manifest_path(&n.to_string())).await;
+            manifest.expect_body(&image.manifest.bytes).await.unwrap();
+            for blob in image.blobs() {
+                let body = larder.get(&blob_path(&blob.digest)).await;
+                body.expect_body(&blob.bytes).await.unwrap();
+            }
+            // Somebody else takes all that is left of the disk, and lets go of it again.
+            match client {
+                0 if n % 2 == 0 => assert!(fs::write(&filler, vec![1; 32 * MIB]).is_err()),
+                0 => fs::remove_file(&filler).unwrap(),
+                _ => {}
+            }
+        }
+    };
+    futures_util::future::join_all((0..32).map(pull)).await;
+    let image = &images[0];
+    let stored = async {
+        loop {
+            let blob = larder.get(&blob_path(&image.layers[0].digest)).await;
+            let outcome = blob.outcome().to_owned();
+            blob.expect_body(&image.layers[0].bytes).await.unwrap();
+            if outcome == "hit" {
+                break;
+            }
+        }
+    };
+    larder_testkit::patiently("the blob is stored", stored).await;
 }
 
 #[tokio::test]

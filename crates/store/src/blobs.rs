@@ -127,7 +127,7 @@ impl Store {
             room: self.room(*len),
             now,
             order: *self.0.order.lock(),
-            fits: self.fits(*len),
+            fits: self.is_small(self.room(*len)),
         };
         self.add(self.index().put_blob(digest, stored, repository, manifest).await?);
         let blob = self.readable(digest.clone(), *len, Arc::clone(file));

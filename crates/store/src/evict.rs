@@ -10,6 +10,7 @@
 
 mod sweep;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
@@ -21,7 +22,7 @@ use larder_core::retention::{ImagePattern, Retention, Ttl, distinct};
 use larder_core::size::human_size;
 use tracing::{info, warn};
 
-use self::sweep::Sweep;
+use self::sweep::{Kind, Sweep};
 use crate::layout::RemoveOnDrop;
 use crate::space::Volume;
 use crate::work::{Slow, blocking, finish};
@@ -107,7 +108,8 @@ impl Store {
         let collect = async move {
             report("writing down what was used", write_uses(&store).await);
             let _turn = store.0.sweeping.lock().await;
-            let mut sweep = Sweep::begin(&store, is_dry).await?;
+            let mut sweep =
+                Sweep::begin(&store, if is_dry { Kind::Dry } else { Kind::Real }).await?;
             sweep.expire().await?;
             sweep.keep_quotas().await?;
             sweep.keep_budget(store.limits().await?).await?;
@@ -125,7 +127,7 @@ impl Store {
 
     async fn expire(&self) -> Result<(), StoreError> {
         let _turn = self.0.sweeping.lock().await;
-        let mut sweep = Sweep::begin(self, false).await?;
+        let mut sweep = Sweep::begin(self, Kind::Real).await?;
         sweep.expire().await?;
         sweep.keep_quotas().await?;
         tell(&sweep.end().await?, "of what has gone unused for too long");
@@ -139,11 +141,16 @@ impl Store {
             return Ok(());
         }
         let _turn = self.0.sweeping.lock().await;
-        let mut sweep = Sweep::begin(self, false).await?;
+        let mut sweep = Sweep::begin(self, Kind::Real).await?;
         sweep.keep_budget(limits).await?;
         let swept = sweep.end().await?;
-        self.0.is_full.store(self.usage().bytes > limits.high, Ordering::Relaxed);
+        let is_over = self.usage().bytes > limits.high;
+        self.0.is_full.store(is_over && swept.count() == 0, Ordering::Relaxed);
         self.0.made_room.notify_waiters();
+        if is_over && swept.count() > 0 {
+            // More has come meanwhile.
+            self.0.over_budget.notify_one();
+        }
         tell(&swept, &format!("to keep the budget of {}", human_size(limits.high)));
         self.index().trim_gone(Order::memory(limits.high)).await?;
         Ok(())
@@ -154,7 +161,7 @@ impl Store {
         let _turn = self.0.sweeping.lock().await;
         let used = self.usage().bytes;
         let low = used.saturating_sub(needed.max(used / RELIEF));
-        let mut sweep = Sweep::begin(self, false).await?;
+        let mut sweep = Sweep::begin(self, Kind::Urgent).await?;
         sweep.keep_budget(Limits { high: low, low }).await?;
         let swept = sweep.end().await?;
         tell(&swept, "because the disk is full");
@@ -216,13 +223,20 @@ impl Store {
     }
 
     /// Removes blobs: takes them out of the index and out of their places at once, and frees their
-    /// bytes. Returns what they were counted with.
+    /// bytes; with `is_urgent` those first. Returns what they were counted with.
     pub(crate) async fn remove(
         &self,
         victims: &[(i64, Option<u32>)],
         digests: &[Digest],
+        is_urgent: bool,
     ) -> Result<u64, StoreError> {
         let names = self.0.names.lock_all(digests).await;
+        if is_urgent {
+            // On a full disk the index has no room to forget in. A row whose file is too short is one
+            // that lookups know to be lost, so the bytes may go first; nobody is reading them.
+            let paths: Vec<_> = digests.iter().map(|it| self.layout().blob(it)).collect();
+            blocking(move || paths.iter().for_each(|path| cut(path))).await;
+        }
         let removed = self.index().remove_blobs(victims, SystemTime::now()).await?;
         let mut room = 0;
         let mut moves = Vec::with_capacity(removed.len());
@@ -281,6 +295,14 @@ impl Store {
 pub(crate) struct Limits {
     high: u64,
     low: u64,
+}
+
+/// Frees the bytes of a file that is about to go, also while somebody has it open. Blocks.
+fn cut(path: &Path) {
+    let file = std::fs::File::options().write(true).open(path);
+    if let Err(error) = file.and_then(|file| file.set_len(0)) {
+        warn!(%error, "freeing {}", path.display());
+    }
 }
 
 fn tell(swept: &Swept, why: &str) {

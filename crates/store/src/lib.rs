@@ -417,9 +417,8 @@ impl Store {
         self.0.volume.room(len)
     }
 
-    /// Whether a blob of `len` bytes can stay, if everything else goes.
-    pub(crate) fn fits(&self, len: u64) -> bool {
-        let room = self.room(len);
+    /// Whether what takes `room` bytes of the disk can stay, if everything else goes.
+    pub(crate) fn is_small(&self, room: u64) -> bool {
         room <= self.0.volume.size && self.0.budget.is_none_or(|budget| room <= budget)
     }
 

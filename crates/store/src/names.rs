@@ -80,7 +80,9 @@ mod tests {
             store.index().unused_since(std::time::SystemTime::now() + DAY, FIRST, 9).await;
         let victims = [(content.unwrap()[0].content, None)];
         let evict = async {
-            assert!(store.remove(&victims, std::slice::from_ref(&digest)).await.unwrap() > 0);
+            assert!(
+                store.remove(&victims, std::slice::from_ref(&digest), false).await.unwrap() > 0
+            );
         };
         waits(&store, &digest, evict).await;
     }

@@ -160,8 +160,11 @@ impl Staging {
         for _ in 0..MAX_RELIEFS {
             match written {
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                    let freed = staging.store.relieve(n_bytes).await;
-                    if !freed.is_ok_and(|freed| freed > 0) {
+                    let freed = staging.store.relieve(n_bytes).await.unwrap_or_else(|error| {
+                        warn!(error = &error as &dyn std::error::Error, "making room on the disk");
+                        0
+                    });
+                    if freed == 0 {
                         written = Err(error);
                         break;
                     }

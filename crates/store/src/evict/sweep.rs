@@ -83,12 +83,23 @@ impl Swept {
     }
 }
 
+/// How a pass is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// What goes is only named.
+    Dry,
+    /// It is removed.
+    Real,
+    /// It is removed, its bytes first: the disk is full.
+    Urgent,
+}
+
 pub(super) struct Sweep<'s> {
     store: &'s Store,
     retention: Arc<Retention>,
     pinned: HashSet<i64>,
     now: SystemTime,
-    is_dry: bool,
+    kind: Kind,
     order: Order,
     /// Those that go, and have not been removed yet.
     waiting: Vec<(Candidate, Option<u32>)>,
@@ -100,20 +111,24 @@ pub(super) struct Sweep<'s> {
 }
 
 impl<'s> Sweep<'s> {
-    pub(super) async fn begin(store: &'s Store, is_dry: bool) -> Result<Self, StoreError> {
+    pub(super) async fn begin(store: &'s Store, kind: Kind) -> Result<Self, StoreError> {
         let pinned = store.index().pinned(&store.pins().await?).await?;
         Ok(Self {
             store,
             retention: store.retention(),
             pinned,
             now: SystemTime::now(),
-            is_dry,
+            kind,
             order: *store.0.order.lock(),
             waiting: Vec::new(),
             moved: Vec::new(),
             gone: HashSet::new(),
             swept: Swept::default(),
         })
+    }
+
+    fn is_dry(&self) -> bool {
+        self.kind == Kind::Dry
     }
 
     pub(super) async fn end(mut self) -> Result<Swept, StoreError> {
@@ -216,7 +231,7 @@ impl<'s> Sweep<'s> {
                     false => n_spared += 1,
                 }
                 // Nothing leaves the index in a dry run, so those that would go are passed over.
-                n_spared += u32::from(self.is_dry);
+                n_spared += u32::from(self.is_dry());
             }
             self.flush().await?;
         }
@@ -274,7 +289,7 @@ impl<'s> Sweep<'s> {
                     self.moved.push((first.content, standing));
                     let mut first = first;
                     first.standing = standing;
-                    lines[1].join(first, self.is_dry);
+                    lines[1].join(first, self.is_dry());
                 }
                 Verdict::Go { uses } => {
                     self.let_go(first, Some(uses), Reason::Budget).await?;
@@ -290,7 +305,7 @@ impl<'s> Sweep<'s> {
 
     /// What would be used if all were removed that goes.
     fn used(&self) -> u64 {
-        let waiting: u64 = match self.is_dry {
+        let waiting: u64 = match self.is_dry() {
             true => self.swept.bytes,
             false => self.waiting.iter().map(|(candidate, _)| candidate.room).sum(),
         };
@@ -303,7 +318,7 @@ impl<'s> Sweep<'s> {
     fn is_spared(&self, candidate: &Candidate) -> bool {
         self.gone.contains(&candidate.content)
             || self.pinned.contains(&candidate.content)
-            || self.store.is_read(&candidate.digest)
+            || (self.store.is_read(&candidate.digest) && self.store.is_small(candidate.room))
     }
 
     /// Lets one go, unless it is spared, and with a manifest what it alone is made of, unless that
@@ -348,26 +363,26 @@ impl<'s> Sweep<'s> {
         self.swept.count += 1;
         self.swept.bytes += candidate.room;
         // Names are for people who ask first; else this would be one more query for each.
-        if self.is_dry && self.swept.named.len() < MAX_NAMED {
+        if self.is_dry() && self.swept.named.len() < MAX_NAMED {
             let repositories = self.store.index().names_of(candidate.content).await?;
             let repository = repositories.into_iter().next();
             let (digest, room) = (candidate.digest.clone(), candidate.room);
             self.swept.named.push(Gone { digest, room, repository, reason });
         }
-        if !self.is_dry {
+        if !self.is_dry() {
             self.waiting.push((candidate, uses));
         }
         Ok(())
     }
 
     async fn drop_beginning(&mut self, beginning: &Beginning) -> Result<(), StoreError> {
-        let room = match self.is_dry {
+        let room = match self.is_dry() {
             true => beginning.room,
             false => self.store.drop_beginning(&beginning.digest).await?,
         };
         self.swept.count += 1;
         self.swept.bytes += room;
-        if self.is_dry && self.swept.named.len() < MAX_NAMED {
+        if self.is_dry() && self.swept.named.len() < MAX_NAMED {
             let (digest, reason) = (beginning.digest.clone(), Reason::Beginning);
             self.swept.named.push(Gone { digest, room, repository: None, reason });
         }
@@ -377,17 +392,19 @@ impl<'s> Sweep<'s> {
     async fn flush(&mut self) -> Result<(), StoreError> {
         let moved = std::mem::take(&mut self.moved);
         let waiting = std::mem::take(&mut self.waiting);
-        if self.is_dry {
+        if self.is_dry() {
             return Ok(());
         }
-        if !moved.is_empty() || !waiting.is_empty() {
-            *self.store.0.order.lock() = self.order;
-            self.store.index().set_standings(&moved, self.order).await?;
-        }
+        let has_changed = !moved.is_empty() || !waiting.is_empty();
+        // These first: on a full disk they make the room that the rest needs.
         for batch in waiting.chunks(BATCH) {
             let digests: Vec<_> = batch.iter().map(|(it, _)| it.digest.clone()).collect();
             let victims: Vec<_> = batch.iter().map(|(it, uses)| (it.content, *uses)).collect();
-            self.store.remove(&victims, &digests).await?;
+            self.store.remove(&victims, &digests, self.kind == Kind::Urgent).await?;
+        }
+        if has_changed {
+            *self.store.0.order.lock() = self.order;
+            self.store.index().set_standings(&moved, self.order).await?;
         }
         Ok(())
     }
