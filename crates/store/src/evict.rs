@@ -232,10 +232,12 @@ impl Store {
     ) -> Result<u64, StoreError> {
         let names = self.0.names.lock_all(digests).await;
         if is_urgent {
-            // On a full disk the index has no room to forget in. A row whose file is too short is one
-            // that lookups know to be lost, so the bytes may go first; nobody is reading them.
+            // On a full disk the index has no room to forget in. A row without its file is one that
+            // lookups know to be lost, so the files may go first; who reads one goes on reading it.
             let paths: Vec<_> = digests.iter().map(|it| self.layout().blob(it)).collect();
-            blocking(move || paths.iter().for_each(|path| cut(path))).await;
+            digests.iter().for_each(|digest| self.forget_cached(digest));
+            self.0.blobs.run_pending_tasks();
+            blocking(move || paths.iter().for_each(|path| unlink(path))).await;
         }
         let removed = self.index().remove_blobs(victims, SystemTime::now()).await?;
         let mut room = 0;
@@ -297,11 +299,10 @@ pub(crate) struct Limits {
     low: u64,
 }
 
-/// Frees the bytes of a file that is about to go, also while somebody has it open. Blocks.
-fn cut(path: &Path) {
-    let file = std::fs::File::options().write(true).open(path);
-    if let Err(error) = file.and_then(|file| file.set_len(0)) {
-        warn!(%error, "freeing {}", path.display());
+/// Removes a file that is about to go. Blocks.
+fn unlink(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path) {
+        warn!(%error, "removing {}", path.display());
     }
 }
 
