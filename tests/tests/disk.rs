@@ -111,3 +111,19 @@ async fn on_a_disk_of(size: usize) -> (Upstream, Larder) {
     let larder = settings.start().await;
     (upstream, larder)
 }
+#[tokio::test]
+async fn others_go_before_a_blob_is_not_stored_for_want_of_space() {
+    let (upstream, larder) = on_a_disk_of(24 * MIB).await;
+    let image = Image::random(3, &[16 * MIB, 16 * MIB]);
+    upstream.push(REPOSITORY, "1", &image);
+    for layer in &image.layers {
+        let blob = larder.get(&blob_path(&layer.digest)).await;
+        blob.expect_body(&layer.bytes).await.unwrap();
+    }
+    for (layer, outcome) in image.layers.iter().rev().zip(["hit", "miss"]) {
+        let blob = larder.get(&blob_path(&layer.digest)).await;
+        assert_eq!(blob.outcome(), outcome);
+        blob.expect_body(&layer.bytes).await.unwrap();
+    }
+    assert_eq!(larder.metric("larder_store_errors_total", &[]).await, 0.0);
+}
