@@ -139,6 +139,11 @@ impl Larder {
         self.process.signal(Signal::TERM);
     }
 
+    /// Asks it to read its configuration again, by SIGHUP, and does not wait.
+    pub fn hang_up(&self) {
+        self.process.signal(Signal::HUP);
+    }
+
     /// Waits until it has ended.
     pub async fn wait(mut self) -> (Ended, Settings) {
         (self.process.wait().await, self.settings)

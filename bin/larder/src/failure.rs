@@ -1,5 +1,6 @@
 //! How a command fails: what is said, and the exit code.
 
+use std::fmt;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
@@ -26,17 +27,26 @@ impl Failure {
 
     /// Says on stderr what happened.
     pub(crate) fn report(self) -> ExitCode {
-        let (text, code) = match self {
-            Self::Configuration(mistakes) => {
-                (mistakes.iter().map(|mistake| format!("{mistake}\n")).collect(), 2)
-            }
-            Self::Usage(error) => (format!("error: {error:#}\n"), 2),
-            Self::Said(code) => (String::new(), code),
-            Self::Failed(error) => (format!("error: {error:#}\n"), 1),
-        };
         // There is nobody left to tell that stderr is closed.
-        let _ = io::stderr().write_all(text.as_bytes());
-        ExitCode::from(code)
+        let _ = io::stderr().write_all(self.to_string().as_bytes());
+        ExitCode::from(match self {
+            Self::Configuration(_) | Self::Usage(_) => 2,
+            Self::Said(code) => code,
+            Self::Failed(_) => 1,
+        })
+    }
+}
+
+/// Whole lines, or nothing.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configuration(mistakes) => {
+                mistakes.iter().try_for_each(|mistake| writeln!(f, "{mistake}"))
+            }
+            Self::Usage(error) | Self::Failed(error) => writeln!(f, "error: {error:#}"),
+            Self::Said(_) => Ok(()),
+        }
     }
 }
 

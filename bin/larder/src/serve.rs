@@ -2,12 +2,14 @@
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::ArgMatches;
 use larder_process::shutdown::{self, Signals};
 use larder_process::{Announce, Health, Metrics, Start, logs};
+use larder_registry::Reread;
 use larder_registry::config::{Config, Listener};
 use rustls::crypto::aws_lc_rs;
 use tokio::net::TcpListener;
@@ -23,13 +25,14 @@ const LAST_THREADS: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(command: &Serve, matches: &ArgMatches) -> Result<(), Failure> {
     let config = command.settings.read(matches)?;
+    let reread = reread(command, matches);
     logs::init(command.log_format.into(), &command.log_level).context("beginning to log")?;
     aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow!("TLS has a provider of cryptography already"))?;
     let runtime = runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.context("starting threads")?;
-    let ended = runtime.block_on(serve(config));
+    let ended = runtime.block_on(serve(config, reread));
     runtime.shutdown_timeout(match ended {
         Ok(()) => LAST_THREADS,
         Err(_) => Duration::ZERO,
@@ -37,7 +40,15 @@ pub(crate) fn run(command: &Serve, matches: &ArgMatches) -> Result<(), Failure> 
     Ok(ended?)
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+/// How the configuration is read again.
+fn reread(command: &Serve, matches: &ArgMatches) -> Reread {
+    let (settings, matches) = (command.settings.clone(), matches.clone());
+    Arc::new(move || {
+        settings.read(&matches).map_err(|failure| failure.to_string().trim_end().to_owned())
+    })
+}
+
+async fn serve(config: Config, reread: Reread) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("waiting for signals")?;
     let stopping = CancellationToken::new();
     let (listeners, admin) = bind(&config).await?;
@@ -65,7 +76,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         () = shutdown::second_signal(async || signals.next().await, &stopping) => {
             Err(anyhow!("ended by a second signal, before what was being done had ended"))
         }
-        ended = larder_registry::run(config, start, listeners, admin) => Ok(ended?),
+        ended = larder_registry::run(config, reread, start, listeners, admin) => Ok(ended?),
     }
 }
 

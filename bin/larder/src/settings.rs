@@ -13,7 +13,7 @@ use larder_registry::config::{
 use crate::failure::Failure;
 
 /// Where a configuration comes from, as far as it is about upstreams.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Sources {
     /// The configuration, TOML
     #[arg(long, value_name = "FILE", env = "LARDER_CONFIG", hide_env_values = true)]
@@ -25,7 +25,7 @@ pub(crate) struct Sources {
     upstream: Vec<String>,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Settings {
     #[command(flatten)]
     sources: Sources,

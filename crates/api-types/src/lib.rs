@@ -54,6 +54,16 @@ impl<T> Answer<T> {
 pub struct Problem {
     /// What is wrong and what to do about it, in a sentence for people.
     pub error: String,
+    /// What was tested, where it is an upstream that does not work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<upstreams::Step>,
+}
+
+impl Problem {
+    /// One that was found without testing anything.
+    pub fn new(error: impl Into<String>) -> Self {
+        Self { error: error.into(), steps: Vec::new() }
+    }
 }
 
 #[cfg(test)]
@@ -62,7 +72,7 @@ mod tests {
 
     #[test]
     fn an_answer_has_its_version_beside_its_fields_and_reads_what_it_does_not_know() {
-        let answer = Answer::new(Problem { error: "no".to_owned() });
+        let answer = Answer::new(Problem::new("no"));
         let text = serde_json::to_string(&answer).unwrap();
         assert_eq!(text, r#"{"version":1,"error":"no"}"#);
         let later = r#"{"version":1,"error":"no","code":7}"#;

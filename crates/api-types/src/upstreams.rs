@@ -1,19 +1,71 @@
-//! `GET /upstreams`: where content comes from, and how each is doing.
+//! `/upstreams`: where content comes from, and how each is doing.
 
 use serde::{Deserialize, Serialize};
 
-/// All configured upstreams, built-in ones included.
+/// `GET /upstreams`: all upstreams, built-in ones included.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstreams {
     /// Hosts by name, then wildcards.
     pub upstreams: Vec<Upstream>,
 }
 
-/// One configured upstream. Credentials and proxies are not told.
+/// `PUT /upstreams/HOST`: what was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// The upstream.
+    pub upstream: Upstream,
+    /// What was tested before it was made.
+    pub steps: Vec<Step>,
+}
+
+/// One test of an upstream, as `larder check` makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What was tested: `configuration`, `dns`, `tcp`, `proxy`, `tls`, `registry`, `token`.
+    pub check: String,
+    /// The address that was tested.
+    pub url: Option<String>,
+    /// How it ended.
+    pub outcome: StepOutcome,
+    /// How long it took, in milliseconds.
+    pub ms: u64,
+    /// What was found, or what is wrong.
+    pub what: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+/// How a test ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepOutcome {
+    /// It works.
+    Passed,
+    /// It does not.
+    Failed,
+    /// It does not apply, or an earlier one failed.
+    Skipped,
+}
+
+/// Who says that there is an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// It is known without anybody saying so.
+    BuiltIn,
+    /// It was made through this API, and can be changed and removed by it.
+    Api,
+    /// It stands in the configuration.
+    Configuration,
+}
+
+/// One upstream. Credentials and proxies are not told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {
     /// The host, or the pattern of hosts, as image names have it.
     pub host: String,
+    /// Who says so.
+    pub origin: Origin,
     /// Other names for it in paths.
     pub alias: Vec<String>,
     /// Where it is asked, in this order; empty for a pattern, whose hosts are asked by their names.

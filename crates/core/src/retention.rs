@@ -53,6 +53,12 @@ pub struct OfUpstream {
 #[derive(Clone, Debug)]
 pub struct RepositoryPattern(GlobMatcher);
 
+impl PartialEq for RepositoryPattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.glob() == other.0.glob()
+    }
+}
+
 /// Images: `HOST/NAME`, `HOST/NAME:TAG` or `HOST/NAME@DIGEST`, with `*` for any part of a name and of
 /// a tag. Without tag and digest: all of the repository.
 #[derive(Clone)]
@@ -60,6 +66,13 @@ pub struct ImagePattern {
     text: String,
     repository: GlobMatcher,
     version: Version,
+}
+
+/// By what was written.
+impl PartialEq for ImagePattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
 }
 
 #[derive(Clone)]

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use http::StatusCode;
 use larder_api_types::PREFIX;
 
@@ -46,6 +46,7 @@ pub(crate) fn router(registry: Arc<Registry>, access: Access) -> Router {
         .route("/images", get(images::list))
         .route("/pins", get(pins::list).post(pins::add).delete(pins::remove))
         .route("/upstreams", get(upstreams::list))
+        .route("/upstreams/{host}", put(upstreams::make).delete(upstreams::remove))
         .route("/usage", get(gc::usage))
         .route("/verify", get(verify::tell).post(verify::start).delete(verify::cancel))
         .layer(DefaultBodyLimit::max(MAX_BODY))

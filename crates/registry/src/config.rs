@@ -37,13 +37,14 @@ pub use files::{Disk, Files};
 pub use mistake::{Mistake, Place};
 pub use overrides::{Given, Overrides, default_data};
 pub(crate) use peers::MAX_PEERS;
+pub(crate) use reading::{MAX_UPSTREAM, in_order, parse_upstream};
 pub(crate) use token::token_in;
 pub(crate) use upstream::default_url;
 
 pub use reading::{Environment, parse};
 
 /// Everything that `serve` needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where `/v2/` is served: at least one. Default `127.0.0.1:5000`.
     pub listen: Vec<Listener>,
@@ -161,8 +162,10 @@ pub struct TlsFiles {
 }
 
 /// A registry that is read from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
+    /// Who says that there is this upstream.
+    pub origin: Origin,
     /// The host, or the hosts, as written in image references.
     pub host: HostPattern,
     /// Where to ask, in this order: scheme and authority, path `/`. Empty for a wildcard, whose
@@ -220,6 +223,17 @@ pub struct Upstream {
     pub deny: Vec<String>,
     /// For people.
     pub description: Option<String>,
+}
+
+/// Who says that there is an upstream. Of two that say it, the later one of these counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// It is known without anybody saying so.
+    BuiltIn,
+    /// It was made through the REST API.
+    Api,
+    /// It stands in the configuration: the file, a flag or a variable.
+    Configuration,
 }
 
 /// How long the answers for some tags count.

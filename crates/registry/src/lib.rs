@@ -14,6 +14,7 @@
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
 //! - `course`, `peers`, `peer`: whom it is asked for, and the replicas among those;
 //! - `content`, `respond`, `refusal`: what clients are sent;
+//! - `upstreams`, `upstream`, `roster`, `reload`: where content comes from, which may change meanwhile;
 //! - `verify`: reading again what is stored, and fetching again what is bad;
 //! - `api`: the REST API for people and programs that run the cache.
 //!
@@ -41,10 +42,13 @@ mod peers;
 pub mod probe;
 mod referrers;
 mod refusal;
+mod reload;
 mod respond;
+mod roster;
 mod service;
 mod source;
 mod tags;
+mod upstream;
 mod upstreams;
 mod verify;
 
@@ -69,10 +73,13 @@ use crate::manifests::Manifests;
 use crate::metrics::{Metrics, Sequence};
 use crate::peers::Peers;
 use crate::referrers::Referrers;
+use crate::roster::{OpenRosterError, Roster};
 use crate::service::{Registry, Service};
-use crate::upstreams::{SetupUpstreamError, Upstreams};
+use crate::upstream::SetupUpstreamError;
+use crate::upstreams::Upstreams;
 use crate::verify::Verifier;
 
+pub use crate::reload::Reread;
 pub use crate::verify::{OfflineError, rebuild_index, verify_offline};
 pub use larder_store::Rebuilt;
 
@@ -90,6 +97,9 @@ pub enum RunError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// The upstreams that were made through the API cannot be read.
+    #[error(transparent)]
+    Roster(#[from] OpenRosterError),
     /// An upstream's settings do not work.
     #[error(transparent)]
     Upstream(#[from] SetupUpstreamError),
@@ -98,7 +108,8 @@ pub enum RunError {
     Tls(#[from] tls::LoadError),
 }
 
-/// Serves until `start.stopping`, on sockets that are listening already.
+/// Serves until `start.stopping`, on sockets that are listening already. `reread` is asked now and
+/// then, and on SIGHUP, how the configuration is now.
 ///
 /// Everything is opened before the first request is accepted; then `start.announce` is called. On
 /// `stopping` no connection is accepted any more, bodies are finished within the listener's drain
@@ -109,14 +120,18 @@ pub enum RunError {
 /// [`RunError`]: something could not be opened; nothing was served.
 pub async fn run(
     config: Config,
+    reread: Reread,
     mut start: Start,
     listeners: Vec<(TcpListener, Listener)>,
     admin_listener: TcpListener,
 ) -> Result<(), RunError> {
     let component = start.health.component("store");
+    let configured = config.clone();
+    let mut roster = Roster::open(config)?;
+    let config = roster.effective();
     let store = open_store(&config).await?;
     let metrics = Metrics::register(start.metrics.registry(), store.clone());
-    let upstreams = Upstreams::new(config.upstreams, &metrics)?;
+    let upstreams = Upstreams::new(&config.upstreams, metrics.clone())?;
     let certificate = config.tls.map(load_certificate).transpose()?;
 
     let peers = Peers::new(config.peers, config.peers_ca, metrics.of_peers());
@@ -127,6 +142,7 @@ pub async fn run(
         absent: Absent::new(),
         verifier: Verifier::new(),
         upstreams,
+        roster,
         peers: peers.clone(),
         unaddressed: metrics.of_upstream(""),
         metrics,
@@ -149,6 +165,8 @@ pub async fn run(
         tasks.spawn(Arc::clone(certificate).watch(tls::POLL, admin_stopping.clone()));
     }
 
+    let registry_again = Arc::clone(&registry);
+    tasks.spawn(reload::follow(registry_again, configured, reread, start.stopping.clone()));
     tasks.spawn(peers.follow(start.stopping.clone()));
     let tls = certificate.map(tls::server_config);
     let serving = TaskTracker::new();

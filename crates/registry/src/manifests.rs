@@ -26,7 +26,7 @@ use crate::metrics::{Outcome, StoreOp};
 use crate::refusal::{Asking, Refusal};
 use crate::respond::{self, Body};
 use crate::service::{Answer, Ask, Registry};
-use crate::upstreams::Upstream;
+use crate::upstream::Upstream;
 
 /// The longest that a client waits for something that is not stored. Less than the 30 s after which
 /// containerd (since 2.3) gives a silent mirror up, so that it hears why.

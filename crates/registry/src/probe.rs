@@ -8,8 +8,8 @@ use larder_upstream::Settings;
 
 pub use larder_upstream::probe::{Check, Found, Image, Outcome, Progress, Step};
 
-use crate::config::Config;
-use crate::upstreams::client_settings;
+use crate::config::{self, Config};
+use crate::upstream::client_settings;
 
 /// An upstream that can be tested.
 #[derive(Clone, Debug)]
@@ -45,6 +45,12 @@ impl Subject {
         let (n, host) = found.ok_or_else(|| AddressError::UnknownUpstream(name.to_owned()))?;
         let settings = client_settings(&config.upstreams[n], &host);
         Ok(Self { name: name.to_owned(), settings })
+    }
+
+    /// One upstream; `None` if it stands for several hosts.
+    pub(crate) fn of(upstream: &config::Upstream) -> Option<Self> {
+        let host = upstream.host.exact()?;
+        Some(Self { name: host.to_string(), settings: client_settings(upstream, host) })
     }
 
     /// The upstream's host.

@@ -26,7 +26,7 @@ use crate::metrics::Outcome;
 use crate::refusal::{Asking, Refusal};
 use crate::respond::{self, Body, X_LARDER_CACHE, encoded, header_value};
 use crate::service::{Answer, Ask, Registry};
-use crate::upstreams::Upstream;
+use crate::upstream::Upstream;
 
 /// Says that a list was filtered by `artifactType`.
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");

@@ -24,7 +24,9 @@ use crate::peers::Peers;
 use crate::referrers::Referrers;
 use crate::refusal::Refusal;
 use crate::respond::{self, Body, Meter, X_LARDER_CACHE};
-use crate::upstreams::{Upstream, Upstreams};
+use crate::roster::Roster;
+use crate::upstream::Upstream;
+use crate::upstreams::Upstreams;
 use crate::verify::Verifier;
 
 /// Names a request in the log and in its answer.
@@ -39,6 +41,7 @@ pub(crate) struct Registry {
     pub(crate) absent: Absent,
     pub(crate) verifier: Verifier,
     pub(crate) upstreams: Upstreams,
+    pub(crate) roster: Roster,
     pub(crate) peers: Peers,
     pub(crate) metrics: Metrics,
     /// Counts requests that name no upstream.
@@ -167,21 +170,21 @@ impl Service {
         let ns = query_value(request.uri.query(), "ns");
         let default_upstream = self.stands_for(request).or(self.default_upstream.as_deref());
         let asked = Asked { name, ns: ns.as_deref(), default_upstream };
-        let address = self.registry.upstreams.resolve(asked)?;
-        let upstream = self.registry.upstreams.get(&address).map_err(|error| {
-            warn!(error = &error as &dyn std::error::Error, "setting up {}", address.name.host);
+        let found = self.registry.upstreams.resolve(asked)?;
+        let upstream = found.upstream().map_err(|error| {
+            warn!(error = &error as &dyn std::error::Error, "setting up {}", found.name.host);
             Refusal::internal()
         })?;
         seen.metrics = Arc::clone(&upstream.settings.metrics);
-        if !upstream.settings.allows(&address.name.repository) {
-            return Err(Refusal::not_allowed(&address.name));
+        if !upstream.settings.allows(&found.name.repository) {
+            return Err(Refusal::not_allowed(&found.name));
         }
         let peer = request.headers.get(X_LARDER_PEER);
         if peer.is_some_and(|name| name.as_bytes() == self.registry.peers.me().as_bytes()) {
             return Err(Refusal::to_itself());
         }
         Ok(Ask {
-            name: Arc::new(address.name),
+            name: Arc::new(found.name),
             upstream,
             path_name: name,
             query: request.uri.query(),

@@ -22,7 +22,7 @@ use tracing::{Instrument as _, debug};
 
 use crate::course::{Course, Flow};
 use crate::peer::Peer;
-use crate::upstreams::Upstream;
+use crate::upstream::Upstream;
 
 /// How often one body is gone on with after it broke off. Each break costs a request; an upstream
 /// that breaks more often will not get to the end of a large layer, and clients should hear so.

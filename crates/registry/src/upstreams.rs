@@ -1,53 +1,35 @@
-//! The upstreams that are known, and how each is doing.
+//! The upstreams that are known, by the names that clients use.
+//!
+//! They can be exchanged while requests are under way: whoever has found an upstream keeps it, and
+//! one whose configuration stays the same stays itself, with its connections and with what is known
+//! of it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use globset::{Glob, GlobSet, GlobSetBuilder};
-use larder_core::address::{Address, AddressError, Asked, Directory};
-use larder_core::name::{Named, Repository};
-use larder_core::{Host, Tag};
-use larder_upstream::{Client, Reach, SetupError};
-use parking_lot::Mutex;
+use larder_core::Host;
+use larder_core::address::{AddressError, Asked, Directory};
+use larder_core::name::Named;
+use parking_lot::{Mutex, RwLock};
 
 use crate::config;
-use crate::metrics::{Metrics, UpstreamMetrics};
-
-/// How long a connection may take, TLS included. Registries answer a handshake within a round trip
-/// or two; who takes longer is away.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::metrics::Metrics;
+use crate::upstream::{Settings, SetupUpstreamError, Upstream};
 
 /// How many hosts one wildcard may stand for at one time. Each has a pool of connections.
 const MAX_WILDCARD_HOSTS: usize = 256;
 
-/// Why upstreams cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupUpstreamError {
-    /// A client cannot be made with these settings.
-    #[error("setting up the upstream {upstream}")]
-    Client {
-        /// The entry, as configured.
-        upstream: String,
-        /// What is wrong.
-        source: SetupError,
-    },
-    /// A glob cannot be read.
-    #[error("reading `allow` and `deny` of the upstream {upstream}")]
-    Glob {
-        /// The entry, as configured.
-        upstream: String,
-        /// What is wrong.
-        source: globset::Error,
-    },
+/// All upstreams.
+pub(crate) struct Upstreams {
+    metrics: Metrics,
+    table: RwLock<Arc<Table>>,
 }
 
-/// All upstreams by the names that clients use.
-#[derive(Debug)]
-pub(crate) struct Upstreams {
+/// All upstreams at one time.
+#[derive(Debug, Default)]
+struct Table {
     directory: Directory,
-    entries: Vec<Entry>,
+    entries: Vec<Arc<Entry>>,
 }
 
 /// One configured upstream.
@@ -61,94 +43,111 @@ struct Entry {
 /// Registries with their hosts, by name.
 pub(crate) type Hosts = Vec<(Host, Arc<Upstream>)>;
 
-/// What the hosts of one entry have in common.
+/// A repository, and the entry that its upstream belongs to.
 #[derive(Debug)]
-pub(crate) struct Settings {
-    config: config::Upstream,
-    allow: Option<GlobSet>,
-    deny: GlobSet,
-    /// In the order of `config.tags`.
-    tags: GlobSet,
-    pub(crate) metrics: Arc<UpstreamMetrics>,
-}
-
-/// One registry.
-#[derive(Debug)]
-pub(crate) struct Upstream {
-    pub(crate) settings: Arc<Settings>,
-    pub(crate) client: Client,
-    pub(crate) standing: Standing,
-}
-
-/// How an upstream has been doing lately.
-#[derive(Debug, Default)]
-pub(crate) struct Standing {
-    is_suspect: AtomicBool,
-    left_alone_until: Mutex<Option<Instant>>,
+pub(crate) struct Found {
+    pub(crate) name: Named,
+    entry: Arc<Entry>,
 }
 
 impl Upstreams {
+    /// # Errors
+    ///
+    /// [`SetupUpstreamError`]: one of them cannot be made.
     pub(crate) fn new(
-        configured: Vec<config::Upstream>,
-        metrics: &Metrics,
+        configured: &[config::Upstream],
+        metrics: Metrics,
     ) -> Result<Self, SetupUpstreamError> {
-        let mut directory = Directory::default();
-        let mut entries = Vec::new();
-        for (n, config) in configured.into_iter().enumerate() {
-            directory.add(n, &config.host, &config.alias);
-            let metrics = metrics.of_upstream(config.host.as_str());
-            let settings = Arc::new(Settings::new(config, metrics)?);
-            let mut by_host = HashMap::new();
-            if let Some(host) = settings.config.host.exact() {
-                by_host.insert(host.clone(), Arc::new(Upstream::new(&settings, host)?));
-            }
-            entries.push(Entry { settings, by_host: Mutex::new(by_host) });
+        let upstreams = Self { metrics, table: RwLock::default() };
+        upstreams.replace(configured)?;
+        Ok(upstreams)
+    }
+
+    /// From now on, these are the upstreams. Each host pattern and each alias is there once.
+    ///
+    /// # Errors
+    ///
+    /// [`SetupUpstreamError`]: one of them cannot be made, and all stay as they were.
+    pub(crate) fn replace(
+        &self,
+        configured: &[config::Upstream],
+    ) -> Result<(), SetupUpstreamError> {
+        let before = self.table();
+        let mut table = Table::default();
+        for (n, config) in configured.iter().enumerate() {
+            table.directory.add(n, &config.host, &config.alias);
+            let same = before.entries.iter().find(|entry| entry.settings.config() == config);
+            table.entries.push(match same {
+                Some(entry) => Arc::clone(entry),
+                None => Arc::new(Entry::new(config, &self.metrics)?),
+            });
         }
-        Ok(Self { directory, entries })
+        *self.table.write() = Arc::new(table);
+        Ok(())
+    }
+
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.read())
     }
 
     /// The upstream and repository that a request means.
-    pub(crate) fn resolve(&self, asked: Asked<'_>) -> Result<Address, AddressError> {
-        self.directory.resolve(asked)
+    pub(crate) fn resolve(&self, asked: Asked<'_>) -> Result<Found, AddressError> {
+        let table = self.table();
+        let address = table.directory.resolve(asked)?;
+        Ok(Found { name: address.name, entry: Arc::clone(&table.entries[address.entry]) })
     }
 
     /// Whether a repository of the store is one that is still served.
     pub(crate) fn serves(&self, name: &Named) -> bool {
-        self.address_of(name).is_some()
+        self.find(name).is_some()
     }
 
     /// The registry of a repository of the store, if that is still served.
     pub(crate) fn of(&self, name: &Named) -> Option<Result<Arc<Upstream>, SetupUpstreamError>> {
-        Some(self.get(&self.address_of(name)?))
+        Some(self.find(name)?.upstream())
     }
 
-    fn address_of(&self, name: &Named) -> Option<Address> {
+    fn find(&self, name: &Named) -> Option<Found> {
         let text = name.to_string();
         let asked = Asked { name: &text, ns: None, default_upstream: None };
-        let address = self.resolve(asked).ok()?;
-        let is_served = self.entries[address.entry].settings.allows(&name.repository);
-        (address.name == *name && is_served).then_some(address)
+        let found = self.resolve(asked).ok()?;
+        let is_served = found.entry.settings.allows(&name.repository);
+        (found.name == *name && is_served).then_some(found)
     }
 
     /// Each configured upstream with those of its hosts that have been asked for.
     pub(crate) fn list(&self) -> Vec<(Arc<Settings>, Hosts)> {
-        let listed = |entry: &Entry| {
+        let listed = |entry: &Arc<Entry>| {
             let by_host = entry.by_host.lock();
             let mut hosts: Hosts =
                 by_host.iter().map(|(host, it)| (host.clone(), Arc::clone(it))).collect();
             hosts.sort_by(|(one, _), (other, _)| one.as_str().cmp(other.as_str()));
             (Arc::clone(&entry.settings), hosts)
         };
-        self.entries.iter().map(listed).collect()
+        self.table().entries.iter().map(listed).collect()
     }
+}
 
-    /// The registry that an address names.
+impl Entry {
+    fn new(config: &config::Upstream, metrics: &Metrics) -> Result<Self, SetupUpstreamError> {
+        let metrics = metrics.of_upstream(config.host.as_str());
+        let settings = Arc::new(Settings::new(config.clone(), metrics)?);
+        let mut by_host = HashMap::new();
+        if let Some(host) = config.host.exact() {
+            by_host.insert(host.clone(), Arc::new(Upstream::new(&settings, host)?));
+        }
+        Ok(Self { settings, by_host: Mutex::new(by_host) })
+    }
+}
+
+impl Found {
+    /// The registry.
     ///
     /// # Errors
     ///
     /// A client cannot be made for it: its files have changed since they were checked.
-    pub(crate) fn get(&self, address: &Address) -> Result<Arc<Upstream>, SetupUpstreamError> {
-        let (entry, host) = (&self.entries[address.entry], &address.name.host);
+    pub(crate) fn upstream(&self) -> Result<Arc<Upstream>, SetupUpstreamError> {
+        let (entry, host) = (&self.entry, &self.name.host);
         let mut by_host = entry.by_host.lock();
         if let Some(upstream) = by_host.get(host) {
             return Ok(Arc::clone(upstream));
@@ -164,164 +163,30 @@ impl Upstreams {
     }
 }
 
-impl Settings {
-    fn new(
-        config: config::Upstream,
-        metrics: Arc<UpstreamMetrics>,
-    ) -> Result<Self, SetupUpstreamError> {
-        let bad_glob = |source| {
-            let upstream = config.host.to_string();
-            SetupUpstreamError::Glob { upstream, source }
-        };
-        let allow = (!config.allow.is_empty()).then(|| glob_set(&config.allow)).transpose();
-        let allow = allow.map_err(bad_glob)?;
-        let deny = glob_set(&config.deny).map_err(bad_glob)?;
-        let tags = glob_set(config.tags.iter().map(|it| &it.matching)).map_err(bad_glob)?;
-        Ok(Self { config, allow, deny, tags, metrics })
-    }
-
-    /// Whether this cache serves the repository at all.
-    pub(crate) fn allows(&self, repository: &Repository) -> bool {
-        let name = repository.as_str();
-        self.allow.as_ref().is_none_or(|allow| allow.is_match(name)) && !self.deny.is_match(name)
-    }
-
-    /// How it is configured.
-    pub(crate) fn config(&self) -> &config::Upstream {
-        &self.config
-    }
-
-    /// How long what is known counts, tags aside.
-    pub(crate) fn freshness(&self) -> Duration {
-        self.config.freshness
-    }
-
-    /// How long the answer for a tag counts.
-    pub(crate) fn freshness_of(&self, tag: &Tag) -> Duration {
-        match self.tags.matches(tag.as_str()).first() {
-            Some(first) => self.config.tags[*first].freshness,
-            None => self.config.freshness,
-        }
-    }
-
-    pub(crate) fn deadline(&self) -> Duration {
-        self.config.deadline
-    }
-
-    pub(crate) fn serve_deleted(&self) -> bool {
-        self.config.serve_deleted
-    }
-
-    pub(crate) fn parallel(&self) -> u8 {
-        self.config.parallel
-    }
-}
-
-fn glob_set<'a>(globs: impl IntoIterator<Item = &'a String>) -> Result<GlobSet, globset::Error> {
-    let set = globs.into_iter().try_fold(GlobSetBuilder::new(), |mut set, glob| {
-        set.add(Glob::new(glob)?);
-        Ok(set)
-    });
-    set.and_then(|set| set.build())
-}
-
-impl Upstream {
-    fn new(settings: &Arc<Settings>, host: &Host) -> Result<Self, SetupUpstreamError> {
-        let config = &settings.config;
-        let client = Client::new(
-            client_settings(config, host),
-            Arc::clone(&settings.metrics) as Arc<dyn larder_upstream::Observer>,
-        );
-        let client = client.map_err(|source| SetupUpstreamError::Client {
-            upstream: config.host.to_string(),
-            source,
-        })?;
-        Ok(Self { settings: Arc::clone(settings), client, standing: Standing::default() })
-    }
-}
-
-/// How `host`, which is `config`'s or one of those it stands for, is asked.
-pub(crate) fn client_settings(config: &config::Upstream, host: &Host) -> larder_upstream::Settings {
-    let urls = match config.urls.is_empty() {
-        true => config::default_url(host).into_iter().collect(),
-        false => config.urls.clone(),
-    };
-    larder_upstream::Settings {
-        host: host.clone(),
-        urls,
-        credentials: config.credentials.clone(),
-        proxy: config.proxy.clone(),
-        ca: config.ca.clone(),
-        client_certificate: config.client_certificate.clone(),
-        insecure_skip_verify: config.insecure_skip_verify,
-        connect_timeout: CONNECT_TIMEOUT,
-        read_timeout: config.read_timeout,
-        reach: match config.host.is_any() {
-            true => Reach::Public { besides: config.addresses.clone() },
-            false => Reach::Anywhere,
-        },
-        max_requests: config.max_requests,
-        max_rate: config.max_rate,
-    }
-}
-
-impl Standing {
-    /// Whether a caller with a stored answer should not wait: upstream's last sign was a failure or
-    /// a missed deadline, or it wants to be left alone.
-    pub(crate) fn is_suspect(&self) -> bool {
-        self.is_suspect.load(Ordering::Relaxed) || self.is_left_alone()
-    }
-
-    /// Whether upstream has asked to be left alone, and the time is not over.
-    pub(crate) fn is_left_alone(&self) -> bool {
-        let mut until = self.left_alone_until.lock();
-        match *until {
-            Some(instant) if Instant::now() < instant => true,
-            Some(_) => {
-                *until = None;
-                false
-            }
-            None => false,
-        }
-    }
-
-    /// Upstream has answered.
-    pub(crate) fn answered(&self) {
-        self.is_suspect.store(false, Ordering::Relaxed);
-    }
-
-    /// Upstream has failed, or not answered in time.
-    pub(crate) fn failed(&self) {
-        self.is_suspect.store(true, Ordering::Relaxed);
-    }
-
-    /// Upstream has asked for fewer requests.
-    pub(crate) fn leave_alone(&self, wait: Duration) {
-        *self.left_alone_until.lock() = Some(Instant::now() + wait);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_upstream_is_suspect_until_it_answers() {
-        let standing = Standing::default();
-        assert!(!standing.is_suspect());
-        standing.failed();
-        assert!(standing.is_suspect());
-        standing.answered();
-        assert!(!standing.is_suspect());
+    fn what_stays_as_it_was_stays_itself() {
+        let before = [at("a.example"), at("b.example")];
+        let upstreams = Upstreams::new(&before, Metrics::default()).unwrap();
+        let (a, b) = (found(&upstreams, "a.example"), found(&upstreams, "b.example"));
+        let changed = config::Upstream { serve_deleted: true, ..at("b.example") };
+        upstreams.replace(&[changed, at("c.example"), at("a.example")]).unwrap();
+        assert!(Arc::ptr_eq(&a.unwrap(), &found(&upstreams, "a.example").unwrap()));
+        assert!(!Arc::ptr_eq(&b.unwrap(), &found(&upstreams, "b.example").unwrap()));
+        assert!(found(&upstreams, "c.example").is_some());
+        upstreams.replace(&[]).unwrap();
+        assert!(found(&upstreams, "a.example").is_none());
     }
 
-    #[test]
-    fn an_upstream_is_left_alone_as_long_as_it_asked() {
-        let standing = Standing::default();
-        standing.leave_alone(Duration::from_secs(3600));
-        standing.answered();
-        assert!(standing.is_suspect() && standing.is_left_alone());
-        standing.leave_alone(Duration::ZERO);
-        assert!(!standing.is_suspect() && !standing.is_left_alone());
+    fn at(host: &str) -> config::Upstream {
+        config::parse_upstream(host, &toml::Table::new(), &config::Disk).unwrap()
+    }
+
+    fn found(upstreams: &Upstreams, host: &str) -> Option<Arc<Upstream>> {
+        let asked = Asked { name: "team/app", ns: Some(host), default_upstream: None };
+        Some(upstreams.resolve(asked).ok()?.upstream().unwrap())
     }
 }

@@ -5,6 +5,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use larder_api_types::upstreams::Step;
 use larder_api_types::{Answer, Problem};
 use larder_store::StoreError;
 use serde::Serialize;
@@ -19,12 +20,17 @@ pub(super) struct Told<T>(pub(super) T);
 #[derive(Debug)]
 pub(super) struct Refused {
     status: StatusCode,
-    error: String,
+    problem: Problem,
 }
 
 impl Refused {
     pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, error: error.into() }
+        Self { status, problem: Problem::new(error) }
+    }
+
+    /// With what was tested.
+    pub(super) fn tested(self, steps: Vec<Step>) -> Self {
+        Self { problem: Problem { steps, ..self.problem }, ..self }
     }
 
     pub(super) fn bad_request(error: impl Into<String>) -> Self {
@@ -56,7 +62,7 @@ impl<T: Serialize> IntoResponse for Told<T> {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        json(self.status, Problem { error: self.error })
+        json(self.status, self.problem)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The upstreams that are known without configuration.
 
-use super::Upstream;
+use super::{Origin, Upstream};
 
 /// Public registries that anonymous people read from.
 const HOSTS: [&str; 13] = [
@@ -21,5 +21,6 @@ const HOSTS: [&str; 13] = [
 
 /// The known upstreams, each with the defaults.
 pub(super) fn upstreams() -> impl Iterator<Item = Upstream> {
-    HOSTS.iter().map(|host| Upstream::new(host.parse().expect("the table has hosts")))
+    let host = |host: &&str| host.parse().expect("the table has hosts");
+    HOSTS.iter().map(host).map(|host| Upstream { origin: Origin::BuiltIn, ..Upstream::new(host) })
 }

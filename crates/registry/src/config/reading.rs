@@ -67,6 +67,32 @@ pub fn parse(
     }
 }
 
+/// The longest upstream that can be made through the REST API, in bytes of TOML: far more than any
+/// has keys, and short enough that a thousand of them are read in no time.
+pub(crate) const MAX_UPSTREAM: usize = 32 << 10;
+
+/// Reads one upstream that stands by itself: what a configuration would have as
+/// `[upstreams."HOST"]`. It is as if it stood in a file alone, so the lines of mistakes say nothing.
+///
+/// # Errors
+///
+/// All mistakes.
+pub(crate) fn parse_upstream(
+    host: &str,
+    table: &toml::Table,
+    files: &dyn Files,
+) -> Result<Upstream, Vec<Mistake>> {
+    let upstreams = toml::Table::from_iter([(host.to_owned(), table.clone().into())]);
+    let document = toml::Table::from_iter([
+        ("builtin_upstreams".to_owned(), false.into()),
+        ("upstreams".to_owned(), upstreams.into()),
+    ]);
+    let environment =
+        Environment { overrides: Overrides::default(), default_data: PathBuf::new(), files };
+    let config = parse(&document.to_string(), "upstream", &environment)?;
+    Ok(config.upstreams.into_iter().next().expect("what stands there was read"))
+}
+
 /// A configuration whose values are right each for itself, or missing.
 struct Draft {
     /// `None`: nobody said.
@@ -318,11 +344,7 @@ impl Draft {
     /// The configuration, of a draft that was found right.
     fn finish(self, environment: &Environment<'_>) -> Config {
         let configured = self.configured.into_iter().map(|it| it.upstream);
-        let mut upstreams: Vec<Upstream> = configured.chain(self.builtin).collect();
-        upstreams.sort_by_cached_key(|upstream| {
-            let text = upstream.host.as_str();
-            (upstream.host.is_any(), text.matches('*').count(), text.to_owned())
-        });
+        let upstreams = in_order(configured.chain(self.builtin));
         let listen = match self.listen {
             Some(listen) => listen.into_iter().map(|it| it.value).collect(),
             None => vec![Listener { address: default_listen(), default_upstream: None }],
@@ -361,6 +383,16 @@ impl Draft {
 /// Often enough that what a disk loses is found before the last other copy is gone, and rare enough
 /// that a full disk of 4 TB is read at 1.5 MB/s.
 const DEFAULT_SCRUB: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Upstreams as [`Config::upstreams`] has them: what is more special counts first.
+pub(crate) fn in_order(upstreams: impl Iterator<Item = Upstream>) -> Vec<Upstream> {
+    let mut upstreams: Vec<Upstream> = upstreams.collect();
+    upstreams.sort_by_cached_key(|upstream| {
+        let text = upstream.host.as_str();
+        (upstream.host.is_any(), text.matches('*').count(), text.to_owned())
+    });
+    upstreams
+}
 
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 5000))

@@ -17,7 +17,7 @@ use super::document::{Node, Section};
 use super::files::Files;
 use super::mistake::{At, Located, Mistakes, Wrong, wrong};
 use super::value::{self, shown};
-use super::{Access, TagFreshness, Upstream};
+use super::{Access, Origin, TagFreshness, Upstream};
 
 /// Schemes of an upstream.
 pub(super) const HTTP: [&str; 2] = ["https", "http"];
@@ -50,6 +50,7 @@ impl Upstream {
     /// An upstream with the defaults.
     pub(super) fn new(host: HostPattern) -> Self {
         Self {
+            origin: Origin::Configuration,
             urls: host.exact().and_then(default_url).into_iter().collect(),
             host,
             alias: Vec::new(),
@@ -141,6 +142,7 @@ impl<'d> Reader<'d, '_> {
         self.refuse_for_wildcard(is_wildcard, "alias", aliases.first().map(|it| &it.at));
         let credentials = self.credentials(&default.host);
         let upstream = Upstream {
+            origin: default.origin,
             urls: match urls.is_empty() {
                 true => default.urls,
                 false => values(urls),
