@@ -6,13 +6,15 @@
 mod damage;
 
 use larder_core::address::{Asked, Directory, HostPattern};
+use larder_core::layout::{Part, parse_index};
 use larder_core::manifest::Manifest;
 use larder_core::media::Accept;
 use larder_core::name::{Host, Reference, Repository, Tag};
+use larder_core::platform::Platforms;
 use larder_core::range::{RangeHeader, RangeSpec, parse_content_range};
 use larder_core::route::{Route, query_value};
 use larder_core::size::{human_size, parse_size};
-use larder_core::{Digest, referrer};
+use larder_core::{Digest, ImageName, referrer};
 use larder_registry::config::{Environment, Files, Overrides, parse};
 
 pub use damage::store;
@@ -20,7 +22,7 @@ pub use damage::store;
 pub use larder_upstream::fuzzing::{challenges, docker_config, links, tokens};
 
 /// The bodies that are here, by the names of their targets.
-pub const TARGETS: [(&str, fn(&[u8])); 11] = [
+pub const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("names", names),
     ("digests", digests),
     ("routes", routes),
@@ -28,6 +30,7 @@ pub const TARGETS: [(&str, fn(&[u8])); 11] = [
     ("ranges", ranges),
     ("accept", accept),
     ("manifests", manifests),
+    ("layouts", layouts),
     ("referrers", referrers),
     ("configuration", configuration),
     ("sizes", sizes),
@@ -58,6 +61,23 @@ pub fn names(bytes: &[u8]) {
     }
     if let Ok(reference) = text.parse::<Reference>() {
         assert_eq!(reference.to_string(), text);
+    }
+}
+
+/// Layouts and images: what is called by a whole name is called so again, and no path leads elsewhere.
+pub fn layouts(bytes: &[u8]) {
+    let text = &*String::from_utf8_lossy(bytes);
+    if let Part::Blob(digest) = Part::at(text) {
+        let path = format!("blobs/{}/{}", digest.algorithm(), digest.hex());
+        assert_eq!(text.strip_prefix("./").unwrap_or(text), path);
+    }
+    if let Ok(image) = text.parse::<ImageName>() {
+        assert_eq!(image.to_string().parse().as_ref(), Ok(&image));
+    }
+    let _ = Platforms::parse(&[text.to_owned()]);
+    let names = parse_index(bytes).into_iter().flatten().filter_map(|listed| listed.name);
+    for name in names {
+        assert!(name.name.contains('/'), "{name}");
     }
 }
 

@@ -26,6 +26,17 @@ impl Skopeo {
         run(command.env("HOME", self.scratch.folder("home"))).await
     }
 
+    /// Copies an image from one place to another, as skopeo names them.
+    ///
+    /// # Panics
+    ///
+    /// If skopeo is not installed; not if copying fails.
+    pub async fn copy(&self, from: &str, to: &str) -> Ended {
+        let mut command = peer("skopeo", "skopeo");
+        command.args(["--insecure-policy", "copy", "--src-tls-verify=false", from, to]);
+        run(command.env("HOME", self.scratch.folder("home"))).await
+    }
+
     /// Where the folder `name` is.
     pub fn folder(&self, name: &str) -> PathBuf {
         self.scratch.join(name)

@@ -42,6 +42,15 @@ pub(crate) enum Command {
     Pin(Pin),
     /// Take pins back
     Unpin(Pin),
+    /// Fetch images before anybody asks for them
+    #[command(after_help = WARM_HELP)]
+    Warm(Warm),
+    /// Write images to a file, for a site that no registry reaches
+    #[command(after_help = EXPORT_HELP)]
+    Export(Export),
+    /// Take images from a file: an OCI archive
+    #[command(after_help = IMPORT_HELP)]
+    Import(Import),
     /// Read everything that is stored again, to see whether it is still what it was
     #[command(after_help = VERIFY_HELP)]
     Verify(Verify),
@@ -69,6 +78,31 @@ An image is HOST/NAME (all of it), HOST/NAME:TAG or HOST/NAME@DIGEST, with * for
 
     larder pin registry.k8s.io/pause 'docker.io/library/python:3.*'
     larder ls --pinned";
+
+const WARM_HELP: &str = "\
+    larder warm docker.io/library/python:3.13 ghcr.io/owner/app:v2 --platform linux/amd64,linux/arm64
+    larder warm --file images.txt --referrers
+
+Exits with 1 if one of them could not be fetched whole, and says which and why. A running server goes
+on fetching when this command is interrupted.";
+
+const EXPORT_HELP: &str = "\
+What is not stored is fetched first, as by `larder warm`. Only what the other side does not have:
+
+    there:  larder ls --digests > have.txt
+    here:   larder export docker.io/library/python:3.13 -o python.tar --without have.txt
+    there:  larder import python.tar
+
+The file is an OCI archive, which skopeo, containerd, Podman and Docker can read, too.";
+
+const IMPORT_HELP: &str = "\
+Every blob is checked against its digest. The images are there by their own names:
+
+    larder import python.tar
+    skopeo copy docker-archive:app.tar oci-archive:app-oci.tar
+    larder import app-oci.tar --as registry.example.com/team/app:1
+
+A server whose configuration says `offline = true` serves them without asking anybody.";
 
 const SERVE_HELP: &str = "\
 Without any flag, Docker Hub and the other well-known registries are served on 127.0.0.1:5000:
@@ -191,6 +225,10 @@ pub(crate) struct Ls {
     #[arg(long, conflicts_with_all = ["pattern", "all"])]
     pub(crate) pinned: bool,
 
+    /// Only the digests of everything that is stored, one on a line
+    #[arg(long, conflicts_with_all = ["pattern", "all", "pinned", "json"])]
+    pub(crate) digests: bool,
+
     #[command(flatten)]
     pub(crate) server: server::Address,
 
@@ -228,6 +266,76 @@ pub(crate) struct Pin {
     /// The images
     #[arg(value_name = "IMAGE", required = true)]
     pub(crate) patterns: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) server: server::Address,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Warm {
+    /// The images, as in docker.io/library/alpine:3.20
+    #[arg(value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+
+    /// A file that names images, one on a line
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Platforms, or `all` [default: that of the server]
+    #[arg(long, value_name = "OS/ARCHITECTURE", value_delimiter = ',')]
+    pub(crate) platform: Vec<String>,
+
+    /// Also what refers to the images: signatures, for example
+    #[arg(long)]
+    pub(crate) referrers: bool,
+
+    #[command(flatten)]
+    pub(crate) server: server::Address,
+
+    /// Print JSON to stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Export {
+    /// The images, as in docker.io/library/alpine:3.20
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<String>,
+
+    /// The file to write; - is stdout
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+
+    /// Platforms, or `all` [default: that of the server]
+    #[arg(long, value_name = "OS/ARCHITECTURE", value_delimiter = ',')]
+    pub(crate) platform: Vec<String>,
+
+    /// Also what refers to the images: signatures, for example
+    #[arg(long)]
+    pub(crate) referrers: bool,
+
+    /// A file with digests that the other side has already, one on a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) without: Option<PathBuf>,
+
+    /// Fetch nothing: export what is stored
+    #[arg(long)]
+    pub(crate) stored: bool,
+
+    #[command(flatten)]
+    pub(crate) server: server::Address,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Import {
+    /// The archive
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// What the one image in it is to be called
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) r#as: Option<String>,
 
     #[command(flatten)]
     pub(crate) server: server::Address,
@@ -301,7 +409,18 @@ mod tests {
         let document = include_str!("../../../docs/configuration.md");
         let command = Cli::command();
         let names = ["serve", "check", "check-config"];
-        let of_a_server = ["ls", "du", "gc", "pin", "unpin", "verify", "rebuild-index"];
+        let of_a_server = [
+            "ls",
+            "du",
+            "gc",
+            "pin",
+            "unpin",
+            "warm",
+            "export",
+            "import",
+            "verify",
+            "rebuild-index",
+        ];
         for name in names.into_iter().chain(of_a_server) {
             let command = command.find_subcommand(name).unwrap();
             for argument in command.get_arguments() {

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::time::{Duration, Instant, SystemTime};
 
 use larder_api_types::Answer;
+use larder_api_types::blobs::{self, Blobs};
 use larder_api_types::images::{Image, Images, MAX_PAGE, Query};
 use larder_core::size::human_size;
 
@@ -22,6 +23,9 @@ pub(crate) fn run(command: &Ls) -> Result<(), Failure> {
         return pin::list(command);
     }
     let server = command.server.open()?;
+    if command.digests {
+        return block_on(list_digests(&server));
+    }
     let matching = command.pattern.as_deref().map(glob);
     let mut images = block_on(async { Ok(all(&server, matching).await?) })?;
     if !command.all {
@@ -37,6 +41,20 @@ pub(crate) fn run(command: &Ls) -> Result<(), Failure> {
         false => table(&images, SystemTime::now()),
     };
     io::stdout().write_all(text.as_bytes()).map_err(Failure::writing)
+}
+
+/// Writes the digest of everything that is stored, page by page.
+async fn list_digests(server: &Server) -> Result<(), Failure> {
+    let mut after = None;
+    loop {
+        let page: Blobs = server.get("/blobs", &blobs::Query { after }).await?;
+        let lines: String = page.blobs.iter().map(|blob| format!("{}\n", blob.digest)).collect();
+        io::stdout().write_all(lines.as_bytes()).map_err(Failure::writing)?;
+        after = page.next;
+        if after.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// A pattern without wildcards is part of a name.

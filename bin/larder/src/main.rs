@@ -2,13 +2,16 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration.
 
+mod archive;
 mod bench;
 mod check;
 mod check_config;
 mod cli;
 mod du;
+mod export;
 mod failure;
 mod gc;
+mod import;
 mod ls;
 mod pin;
 mod progress;
@@ -17,6 +20,7 @@ mod serve;
 mod server;
 mod settings;
 mod verify;
+mod warm;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -49,6 +53,9 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Command::Gc(command) => gc::run(&command),
         Command::Pin(command) => pin::pin(&command),
         Command::Unpin(command) => pin::unpin(&command),
+        Command::Warm(command) => warm::run(&command),
+        Command::Export(command) => export::run(&command),
+        Command::Import(command) => import::run(&command),
         Command::Verify(command) => verify::run(&command),
         Command::RebuildIndex(command) => rebuild_index::run(&command),
         Command::Bench(args) => bench::run(args),

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::Args;
+use larder_api_types::blobs::Blob;
 use larder_api_types::{Answer, PREFIX, Problem, VERSION};
+use larder_core::Digest;
 use larder_registry::config::{Disk, Files as _};
-use reqwest::{Client, Method, RequestBuilder, Response, Url};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::crypto::aws_lc_rs;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -109,6 +112,60 @@ impl Server {
         self.ask(self.request(Method::DELETE, path).body(body)).await
     }
 
+    /// PUTs `body` to `path`, below `/api/v1`. Its length is said where it is known.
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &impl Serialize,
+        media_type: Option<&str>,
+        body: Body,
+        len: Option<u64>,
+    ) -> anyhow::Result<T> {
+        let mut request = self.request(Method::PUT, path).query(query).body(body);
+        if let Some(media_type) = media_type {
+            request = request.header(CONTENT_TYPE, media_type);
+        }
+        if let Some(len) = len {
+            request = request.header(CONTENT_LENGTH, len);
+        }
+        self.ask(request).await
+    }
+
+    /// POSTs `body` to `path`, below `/api/v1`, for an answer that is a file; and its length, if that
+    /// is said.
+    pub(crate) async fn download(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<(Response, Option<u64>)> {
+        let body = serde_json::to_vec(body).context("writing what to ask")?;
+        let request = self.request(Method::POST, path).body(body);
+        let response = request.send().await.with_context(|| self.asking())?;
+        if !response.status().is_success() {
+            let status = response.status();
+            let body = read(response).await.with_context(|| self.asking())?;
+            return Err(self.refused(status, &body));
+        }
+        let length = response.content_length();
+        Ok((response, length))
+    }
+
+    /// Whether a blob is stored.
+    pub(crate) async fn has_blob(&self, digest: &Digest) -> anyhow::Result<bool> {
+        let request = self.request(Method::GET, &format!("/blobs/{digest}"));
+        let response = request.send().await.with_context(|| self.asking())?;
+        let status = response.status();
+        let body = read(response).await.with_context(|| self.asking())?;
+        match status {
+            StatusCode::NOT_FOUND => Ok(false),
+            status if status.is_success() => {
+                let blob: Answer<Blob> = serde_json::from_slice(&body)?;
+                Ok(blob.body.stored.is_some())
+            }
+            status => Err(self.refused(status, &body)),
+        }
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let mut url = self.base.clone();
         url.set_path(&format!("{PREFIX}{path}"));
@@ -121,20 +178,11 @@ impl Server {
     }
 
     async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<T> {
-        let asking = || {
-            let base = &self.base;
-            format!("asking {base} (is `larder serve` running there? --server says where)")
-        };
-        let response = request.send().await.with_context(asking)?;
+        let response = request.send().await.with_context(|| self.asking())?;
         let status = response.status();
-        let body = read(response).await.with_context(asking)?;
+        let body = read(response).await.with_context(|| self.asking())?;
         if !status.is_success() {
-            return match serde_json::from_slice::<Answer<Problem>>(&body) {
-                Ok(problem) => Err(anyhow!("{}", problem.body.error)),
-                Err(_) => {
-                    Err(anyhow!("{} answered {status}: it is no larder's admin address", self.base))
-                }
-            };
+            return Err(self.refused(status, &body));
         }
         let answer: Answer<T> = serde_json::from_slice(&body).with_context(|| {
             format!(
@@ -147,6 +195,20 @@ impl Server {
             other => {
                 bail!("the server speaks version {other} of the API, and this larder {VERSION}")
             }
+        }
+    }
+}
+
+impl Server {
+    fn asking(&self) -> String {
+        let base = &self.base;
+        format!("asking {base} (is `larder serve` running there? --server says where)")
+    }
+
+    fn refused(&self, status: StatusCode, body: &[u8]) -> anyhow::Error {
+        match serde_json::from_slice::<Answer<Problem>>(body) {
+            Ok(problem) => anyhow!("{}", problem.body.error),
+            Err(_) => anyhow!("{} answered {status}: it is no larder's admin address", self.base),
         }
     }
 }

@@ -2,12 +2,14 @@
 //! asks it.
 //!
 //! - [`images`]: what is stored, as people name it;
-//! - [`blobs`]: one blob;
+//! - [`blobs`]: content by its digest;
+//! - [`export`]: images as one file;
 //! - [`fills`]: what is being fetched;
 //! - [`upstreams`]: where from, and how each is doing;
 //! - [`gc`]: what has to go, and who takes how much;
 //! - [`pins`]: what stays;
-//! - [`verify`]: hashing everything that is stored again.
+//! - [`verify`]: hashing everything that is stored again;
+//! - [`warm`]: fetching images ahead.
 //!
 //! Every answer is an [`Answer`]: the fields of one of these types, and `version` beside them. Within
 //! one version fields may be added, and none changes its meaning or goes; so whoever reads takes what
@@ -16,6 +18,7 @@
 //! Sizes are bytes; times are UTC as in RFC 3339, to the second.
 
 pub mod blobs;
+pub mod export;
 pub mod fills;
 pub mod gc;
 pub mod images;
@@ -23,6 +26,7 @@ pub mod pins;
 mod time;
 pub mod upstreams;
 pub mod verify;
+pub mod warm;
 
 use serde::{Deserialize, Serialize};
 

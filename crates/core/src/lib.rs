@@ -6,11 +6,14 @@
 //!
 //! - [`digest`]: what content is called;
 //! - [`name`]: what registries, repositories and tags are called;
+//! - [`image`]: images as people name them;
 //! - [`route`]: which operation of the distribution protocol a path names;
 //! - [`address`]: which upstream and repository a client means;
 //! - [`range`]: which bytes of a blob a client wants;
 //! - [`media`]: media types, and what a client accepts;
 //! - [`manifest`]: what a manifest refers to;
+//! - [`platform`]: which of an index's images are wanted;
+//! - [`layout`]: what is in a file of images;
 //! - [`referrer`]: what refers to an image;
 //! - [`freshness`]: when a tag's answer may be given without asking upstream;
 //! - [`eviction`]: what goes first when the budget is full;
@@ -22,10 +25,13 @@ pub mod address;
 pub mod digest;
 pub mod eviction;
 pub mod freshness;
+pub mod image;
+pub mod layout;
 pub mod manifest;
 pub mod media;
 pub mod name;
 pub mod owner;
+pub mod platform;
 pub mod range;
 pub mod referrer;
 pub mod retention;
@@ -33,4 +39,5 @@ pub mod route;
 pub mod size;
 
 pub use digest::Digest;
+pub use image::ImageName;
 pub use name::{Host, Reference, Repository, Tag};

@@ -79,7 +79,7 @@ impl Registry {
         self.read_along(ask, digest, joined.progress).await
     }
 
-    fn wanted(&self, ask: &Ask<'_>, digest: &Digest) -> Wanted {
+    pub(crate) fn wanted(&self, ask: &Ask<'_>, digest: &Digest) -> Wanted {
         Wanted {
             upstream: Arc::clone(&ask.upstream),
             name: Arc::clone(&ask.name),

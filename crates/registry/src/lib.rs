@@ -16,6 +16,7 @@
 //! - `content`, `respond`, `refusal`: what clients are sent;
 //! - `upstreams`, `upstream`, `roster`, `reload`: where content comes from, which may change meanwhile;
 //! - `verify`: reading again what is stored, and fetching again what is bad;
+//! - `warm`, `export`, `intake`: images fetched ahead, taken away and brought;
 //! - `api`: the REST API for people and programs that run the cache.
 //!
 //! Invariants:
@@ -32,9 +33,11 @@ mod catalog;
 pub mod config;
 mod content;
 mod course;
+mod export;
 mod fill;
 mod fills;
 mod flights;
+mod intake;
 mod manifests;
 mod metrics;
 mod peer;
@@ -51,6 +54,7 @@ mod tags;
 mod upstream;
 mod upstreams;
 mod verify;
+mod warm;
 
 use std::io;
 use std::path::PathBuf;
@@ -78,6 +82,7 @@ use crate::service::{Registry, Service};
 use crate::upstream::SetupUpstreamError;
 use crate::upstreams::Upstreams;
 use crate::verify::Verifier;
+use crate::warm::Warmer;
 
 pub use crate::reload::Reread;
 pub use crate::verify::{OfflineError, rebuild_index, verify_offline};
@@ -141,6 +146,7 @@ pub async fn run(
         referrers: Referrers::new(),
         absent: Absent::new(),
         verifier: Verifier::new(),
+        warmer: Warmer::new(),
         upstreams,
         roster,
         peers: peers.clone(),
@@ -193,6 +199,7 @@ pub async fn run(
 
     info!("stopping");
     registry.verifier.close().await;
+    registry.warmer.close().await;
     registry.fills.close().await;
     // What is being asked of upstreams ends by their time limits; nobody waits for it any more.
     let last_answers =

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use larder_core::ImageName;
 use larder_core::address::{AddressError, Directory};
-use larder_core::name::{Host, ParseReferenceError, ParseRepositoryError, Reference, Repository};
+use larder_core::name::{Host, ParseReferenceError, ParseRepositoryError, Repository};
 use larder_upstream::Settings;
 
 pub use larder_upstream::probe::{Check, Found, Image, Outcome, Progress, Step};
@@ -69,19 +70,8 @@ impl Subject {
             Some((first, rest)) if first == self.name || first == self.host().as_str() => rest,
             _ => text,
         };
-        let (text, digest) = match text.split_once('@') {
-            Some((text, digest)) => (text, Some(digest)),
-            None => (text, None),
-        };
-        let (name, tag) = match text.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
-            _ => (text, None),
-        };
+        let ImageName { name, reference } = text.parse()?;
         let repository = name.parse::<Repository>()?.at(self.host());
-        let reference = match digest {
-            Some(digest) => Reference::Digest(digest.parse().map_err(ParseReferenceError::Digest)?),
-            None => tag.unwrap_or("latest").parse()?,
-        };
         Ok(Image { repository, reference })
     }
 

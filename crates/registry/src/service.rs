@@ -28,6 +28,7 @@ use crate::roster::Roster;
 use crate::upstream::Upstream;
 use crate::upstreams::Upstreams;
 use crate::verify::Verifier;
+use crate::warm::Warmer;
 
 /// Names a request in the log and in its answer.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,6 +41,7 @@ pub(crate) struct Registry {
     pub(crate) referrers: Referrers,
     pub(crate) absent: Absent,
     pub(crate) verifier: Verifier,
+    pub(crate) warmer: Warmer,
     pub(crate) upstreams: Upstreams,
     pub(crate) roster: Roster,
     pub(crate) peers: Peers,
