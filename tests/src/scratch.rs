@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use larder_core::Digest;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -56,6 +57,25 @@ impl Scratch {
         let options = CString::new(format!("size={size}")).unwrap();
         mount("larder-tests", &path, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
         path
+    }
+
+    /// Makes a folder in it that is a file system of its own, of so many bytes, kept in a file, whose
+    /// path is returned, too: what is cut off that file can't be read or written any more.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done (it needs root, and loop devices).
+    pub fn breakable_disk(&self, name: &str, size: u64) -> (PathBuf, PathBuf) {
+        let (path, file) = (self.folder(name), self.join(&format!("{name}.img")));
+        fs::File::create(&file).unwrap().set_len(size).unwrap();
+        let run = |command: &mut Command| {
+            let ended = command.output().unwrap();
+            assert!(ended.status.success(), "{command:?}: {ended:?}");
+        };
+        run(Command::new("mkfs.ext4").args(["-q", "-E", "lazy_itable_init=0"]).arg(&file));
+        // The device goes with the mount.
+        run(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&path));
+        (path, file)
     }
 
     /// Writes a file in it, and makes the folders above it.

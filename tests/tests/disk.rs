@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::fs;
+use std::path::Path;
 
 use larder_testkit::{Image, Upstream};
 use larder_tests::scene::{REPOSITORY, blob_path, manifest_path};
+use larder_tests::scratch::files_below;
 use larder_tests::{Larder, Scene};
+use rustix::fs::{Advice, fadvise};
 
 const MIB: usize = 1 << 20;
 
@@ -103,6 +106,51 @@ async fn a_disk_without_a_free_byte_lets_every_request_through() {
     larder_testkit::patiently("the blob is stored", stored).await;
 }
 
+#[tokio::test]
+async fn a_disk_that_breaks_costs_no_pull() {
+    let upstream = Upstream::start().await;
+    let settings = Scene::settings(&upstream, "");
+    let (disk, device) = settings.scratch().breakable_disk("data", 96 * MIB as u64);
+    let larder = settings.start().await;
+    let images: Vec<Image> = (0..6).map(|seed| Image::random(seed, &[2 * MIB, 3 * MIB])).collect();
+    for (n, image) in images.iter().enumerate() {
+        upstream.push(REPOSITORY, &n.to_string(), image);
+    }
+    let pull = async |n: usize| {
+        let image = &images[n];
+        let manifest = larder.get(&manifest_path(&n.to_string())).await;
+        manifest.expect_body(&image.manifest.bytes).await.unwrap();
+        for blob in image.blobs() {
+            let body = larder.get(&blob_path(&blob.digest)).await;
+            body.expect_body(&blob.bytes).await.unwrap();
+        }
+    };
+    for n in 0..3 {
+        pull(n).await;
+    }
+    // What is in memory could still be read.
+    forget_pages(&disk);
+    let device = fs::File::options().write(true).open(device).unwrap();
+    device.set_len(MIB as u64).unwrap();
+    let pull_all = async |client: usize| {
+        for n in 0..images.len() {
+            pull((client + n) % images.len()).await;
+        }
+    };
+    futures_util::future::join_all((0..32).map(pull_all)).await;
+    assert!(larder.metric("larder_store_errors_total", &[]).await >= 1.0);
+    assert!(upstream.n_fetches(&images[0].layers[0].digest) > 1, "nothing was broken");
+}
+
+/// Has everything below a folder written to its disk, and read from there again.
+fn forget_pages(folder: &Path) {
+    for path in files_below(folder) {
+        let file = fs::File::open(path).unwrap();
+        file.sync_all().unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    }
+}
+
 /// The program, with its data on a disk of so many bytes.
 async fn on_a_disk_of(size: usize) -> (Upstream, Larder) {
     let upstream = Upstream::start().await;
@@ -111,6 +159,7 @@ async fn on_a_disk_of(size: usize) -> (Upstream, Larder) {
     let larder = settings.start().await;
     (upstream, larder)
 }
+
 #[tokio::test]
 async fn others_go_before_a_blob_is_not_stored_for_want_of_space() {
     let (upstream, larder) = on_a_disk_of(24 * MIB).await;

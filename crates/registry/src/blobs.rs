@@ -13,7 +13,7 @@ use larder_upstream::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::content::{Ahead, Content, Reader};
+use crate::content::{Again, Ahead, Content, Reader};
 use crate::fill::{Phase, Progress};
 use crate::manifests::{PATIENCE, not_modified};
 use crate::metrics::Outcome;
@@ -57,7 +57,12 @@ impl Registry {
             if respond::has_already(ask.headers, digest) {
                 return Ok(not_modified(digest, Outcome::Hit));
             }
-            return serve(ask, digest, &Content::Stored(blob), Outcome::Hit);
+            let again = (!self.offline).then(|| Again {
+                registry: Arc::clone(self),
+                upstream: Arc::clone(&ask.upstream),
+                name: Arc::clone(&ask.name),
+            });
+            return serve(ask, digest, &Content::Stored { blob, again }, Outcome::Hit);
         }
         if self.offline {
             return Err(Refusal::offline(Asking::Blob(&ask.name, digest)));

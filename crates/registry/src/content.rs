@@ -4,13 +4,19 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use larder_core::Digest;
 use larder_core::digest::Hasher;
+use larder_core::name::Named;
 use larder_store::{Blob, Prefix, SharedFile};
 use larder_upstream::Error;
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::fill::{Phase, Progress};
+use crate::metrics::StoreOp;
+use crate::service::Registry;
 use crate::source::{Source, Wanted};
+use crate::upstream::Upstream;
 
 /// Why a body was cut off.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +36,11 @@ pub(crate) enum ReadError {
 #[derive(Clone)]
 pub(crate) enum Content {
     /// It is stored.
-    Stored(Blob),
+    Stored {
+        blob: Blob,
+        /// How the rest is had if the disk does not give it; `None`: not at all.
+        again: Option<Again>,
+    },
     /// It is being fetched.
     Filling {
         progress: watch::Receiver<Progress>,
@@ -44,7 +54,7 @@ impl Content {
     /// The length in bytes, if it is known.
     pub(crate) fn length(&self) -> Option<u64> {
         match self {
-            Self::Stored(blob) => Some(blob.len),
+            Self::Stored { blob, .. } => Some(blob.len),
             Self::Filling { length, .. } => *length,
         }
     }
@@ -52,9 +62,10 @@ impl Content {
     /// Reads from byte `start` up to `end`, which is not included; to the end of the blob without.
     pub(crate) fn reader(&self, start: u64, end: Option<u64>) -> Reader {
         match self {
-            Self::Stored(blob) => {
+            Self::Stored { blob, again } => {
                 let end = end.unwrap_or(blob.len);
-                Reader::Stored { file: blob.file.clone(), at: start, end }
+                let stored = Stored { file: blob.file.clone(), at: start, end };
+                Reader::Stored { stored, again: again.clone().map(|it| (it, blob.digest.clone())) }
             }
             Self::Filling { progress, wanted, length } => Reader::Following(Follower {
                 progress: progress.clone(),
@@ -69,7 +80,7 @@ impl Content {
 /// Some bytes of a blob, in order.
 pub(crate) enum Reader {
     /// From a stored file.
-    Stored { file: SharedFile, at: u64, end: u64 },
+    Stored { stored: Stored, again: Option<(Again, Digest)> },
     /// Along with a fill.
     Following(Follower),
     /// From upstream, ahead of a fill.
@@ -83,7 +94,13 @@ impl Reader {
     pub(crate) async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
         loop {
             let step = match self {
-                Self::Stored { file, at, end } => return read_on(file, at, *end).await,
+                Self::Stored { stored, again } => match (stored.next().await, again.take()) {
+                    (Some(Err(error)), Some((again, digest))) => again.join(stored, digest, &error),
+                    (piece, unused) => {
+                        *again = unused;
+                        return piece;
+                    }
+                },
                 Self::Following(follower) => follower.next().await,
                 Self::Ahead(ahead) => ahead.next().await,
                 Self::Passing(passing) => return passing.next().await,
@@ -106,16 +123,49 @@ enum Step {
     Become(Box<Reader>),
 }
 
-async fn read_on(file: &SharedFile, at: &mut u64, end: u64) -> Option<Result<Bytes, ReadError>> {
-    if *at >= end {
-        return None;
-    }
-    match file.read(*at, end - *at).await {
-        Ok(bytes) => {
-            *at += bytes.len() as u64;
-            Some(Ok(bytes))
+/// Part of a stored file.
+pub(crate) struct Stored {
+    file: SharedFile,
+    at: u64,
+    /// Not included.
+    end: u64,
+}
+
+impl Stored {
+    async fn next(&mut self) -> Option<Result<Bytes, ReadError>> {
+        if self.at >= self.end {
+            return None;
         }
-        Err(error) => Some(Err(error.into())),
+        match self.file.read(self.at, self.end - self.at).await {
+            Ok(bytes) => {
+                self.at += bytes.len() as u64;
+                Some(Ok(bytes))
+            }
+            Err(error) => Some(Err(error.into())),
+        }
+    }
+}
+
+/// Who can have a stored blob fetched again. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Again {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) name: Arc<Named>,
+}
+
+impl Again {
+    /// Goes on with what the disk did not give: the whole is fetched again, and checked, and takes
+    /// the place of what is stored.
+    fn join(self, stored: &Stored, digest: Digest, error: &ReadError) -> Step {
+        let Self { registry, upstream, name } = self;
+        let cause = error as &dyn std::error::Error;
+        warn!(blob.digest = %digest, error = cause, "fetching {digest} again");
+        registry.metrics.store_error(StoreOp::Read);
+        let wanted = Wanted { upstream, name, digest, peers: Arc::new([]) };
+        let progress = registry.fills.join(wanted.clone()).progress;
+        let (at, end) = (stored.at, Some(stored.end));
+        Step::Become(Box::new(Reader::Following(Follower { progress, wanted, at, end })))
     }
 }
 
@@ -141,8 +191,8 @@ impl Follower {
                 }
                 Phase::Done(opened) if self.at < visible => {
                     let end = self.end.unwrap_or(visible).min(visible);
-                    let at = self.at;
-                    return Step::Become(Box::new(Reader::Stored { file: opened.file, at, end }));
+                    let stored = Stored { file: opened.file, at: self.at, end };
+                    return Step::Become(Box::new(Reader::Stored { stored, again: None }));
                 }
                 Phase::Opening | Phase::Streaming(_) => {}
                 Phase::Done(_) => return Step::End,
@@ -258,7 +308,10 @@ impl Passing {
             && self.at < prefix.len
         {
             let end = self.end.unwrap_or(prefix.len).min(prefix.len);
-            return read_on(&prefix.file, &mut self.at, end).await;
+            let mut stored = Stored { file: prefix.file.clone(), at: self.at, end };
+            let piece = stored.next().await;
+            self.at = stored.at;
+            return piece;
         }
         loop {
             match self.next_of_upstream().await {

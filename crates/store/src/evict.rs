@@ -54,6 +54,8 @@ pub(crate) async fn run(store: Store) {
     report("reading what manifests are made of", store.learn_parts().await);
     let mut next_expiry = Instant::now() + store.expiry_interval();
     let mut next_forgetting = Instant::now() + FORGETTING;
+    // The budget may be another one than before.
+    store.0.over_budget.notify_one();
     loop {
         let period = PERIOD.min(next_expiry.saturating_duration_since(Instant::now()));
         let closing = tokio::select! {

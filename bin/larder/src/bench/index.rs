@@ -63,7 +63,7 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Findings> {
 }
 
 /// Has every blob pulled once. Blobs per second.
-fn fill(larder: SocketAddr, blobs: &[Blob]) -> anyhow::Result<f64> {
+pub(crate) fn fill(larder: SocketAddr, blobs: &[Blob]) -> anyhow::Result<f64> {
     let mut pulls = Pulls { host: larder.to_string(), blobs: blobs.iter() };
     let mut load = Load::connect(larder, N_FILLERS)?;
     Ok(load.as_fast_as_answered(&mut pulls, FILL_WITHIN)?.per_second())

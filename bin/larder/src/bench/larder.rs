@@ -32,6 +32,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) freshness: &'static str,
     /// The certificate to serve with.
     pub(crate) certificate: Option<&'a Certificate>,
+    /// The most that the store may hold, in bytes.
+    pub(crate) budget: Option<u64>,
     /// What to run larder with, such as `sh -c …`; its own command line follows.
     pub(crate) wrapper: Vec<String>,
 }
@@ -49,7 +51,8 @@ impl Setup<'_> {
     /// A larder in front of `upstream`, with a store in `data`, that never asks for a tag twice.
     pub(crate) fn new(upstream: SocketAddr, data: PathBuf) -> Self {
         let wrapper = Vec::new();
-        Self { upstream, data, parallel: 1, freshness: "1h", certificate: None, wrapper }
+        let (certificate, budget) = (None, None);
+        Self { upstream, data, parallel: 1, freshness: "1h", certificate, budget, wrapper }
     }
 
     fn configuration(&self) -> String {
@@ -71,6 +74,9 @@ impl Setup<'_> {
         command.arg("--config").arg(configuration).arg("--data").arg(&self.data);
         if let Some(it) = self.certificate {
             command.arg("--tls-cert").arg(&it.certificate).arg("--tls-key").arg(&it.key);
+        }
+        if let Some(budget) = self.budget {
+            command.arg("--budget").arg(budget.to_string());
         }
         command
     }
@@ -122,13 +128,18 @@ impl Larder {
         Target { address: self.address, path: manifest_path(reference), tls: self.tls.clone() }
     }
 
+    /// Something on its admin address.
+    pub(crate) fn admin(&self, path: &str) -> Target {
+        Target::plain(self.admin, path.to_owned())
+    }
+
     /// Asks it to end, and waits for that.
     pub(crate) fn stop(self) {
         self.program.stop();
     }
 
     fn is_ready(&self) -> bool {
-        Target::plain(self.admin, "/readyz".to_owned()).drain().is_ok()
+        self.admin("/readyz").drain().is_ok()
     }
 }
 

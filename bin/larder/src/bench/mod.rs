@@ -11,7 +11,8 @@
 //! ```
 //!
 //! - each section is a module with one `measure`: [`coalesce`], [`cold`], [`wan`], [`warm`]
-//!   (plain and TLS), [`streams`], [`manifests`], [`slowdisk`], [`truncate`], [`outage`], [`index`];
+//!   (plain and TLS), [`streams`], [`manifests`], [`slowdisk`], [`truncate`], [`outage`], [`index`],
+//!   [`million`], [`eviction`];
 //! - this module knows the order, the options, and what they share: [`Bench`].
 
 mod buffer;
@@ -29,6 +30,7 @@ mod larder;
 mod load;
 mod machine;
 mod manifests;
+mod million;
 mod origin;
 mod outage;
 mod pace;
@@ -116,6 +118,8 @@ enum Name {
     Outage,
     /// The start with 100,000 blobs
     Index,
+    /// The start with a million blobs, and making room while they are read
+    Million,
     /// Which blobs go when the budget is full
     Eviction,
 }
@@ -195,6 +199,7 @@ fn measure(bench: &Bench, name: Name) -> Section {
         Name::Truncate => (truncate::what(bench), truncate::measure(bench)),
         Name::Outage => (outage::what(bench), outage::measure(bench)),
         Name::Index => (index::what(bench), index::measure(bench)),
+        Name::Million => (million::what(bench), million::measure(bench)),
         Name::Eviction => (eviction::what(bench), eviction::measure(bench)),
     };
     let name = name.to_possible_value().map(|value| value.get_name().to_owned());

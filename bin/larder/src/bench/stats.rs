@@ -52,6 +52,11 @@ impl Latencies {
         self.nanoseconds.push(u32::try_from(time.as_nanos()).unwrap_or(u32::MAX));
     }
 
+    /// Adds others.
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.nanoseconds.extend(others.nanoseconds);
+    }
+
     /// How many requests were recorded.
     pub(crate) fn len(&self) -> usize {
         self.nanoseconds.len()
