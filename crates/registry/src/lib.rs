@@ -207,7 +207,9 @@ async fn open_store(config: &Config) -> Result<Store, RunError> {
         }
     };
     let (low_watermark, retention) = (config.low_watermark, config.retention());
-    Ok(Store::open(larder_store::Settings { directory, budget, low_watermark, retention }).await?)
+    let shared = None;
+    let settings = larder_store::Settings { directory, budget, low_watermark, retention, shared };
+    Ok(Store::open(settings).await?)
 }
 
 /// The bytes of the volume that a directory is on; the directory is made if it is missing.
