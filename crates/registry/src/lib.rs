@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! service ── which operation, which upstream ──▶ manifests ─┐
-//!                                           ├──▶ blobs ─────┼──▶ store
-//!                                           ├──▶ tags       └──▶ fills ── source ── course ──▶ peers, upstream
+//!                                           ├──▶ blobs ─────┼──▶ store ── what replicas share
+//!                                           ├──▶ tags       └──▶ fills ── source ── course ──▶ bucket, peers, upstream
 //!                                           ├──▶ referrers
 //!                                           └──▶ catalog
 //! ```
@@ -14,6 +14,7 @@
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
 //! - `course`, `peers`, `peer`: whom it is asked for, and the replicas among those;
 //! - `content`, `respond`, `refusal`: what clients are sent;
+//! - `tier`: whether what replicas share is there;
 //! - `verify`: reading again what is stored, and fetching again what is bad;
 //! - `api`: the REST API for people and programs that run the cache.
 //!
@@ -45,6 +46,7 @@ mod respond;
 mod service;
 mod source;
 mod tags;
+mod tier;
 mod upstreams;
 mod verify;
 
@@ -60,6 +62,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use url::Url;
 
 use crate::absent::Absent;
 use crate::api::Access;
@@ -115,6 +118,9 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let component = start.health.component("store");
     let store = open_store(&config).await?;
+    let sharing = store.shared().map(|shared| {
+        tier::watch(shared.clone(), start.health.component("shared"), start.stopping.clone())
+    });
     let metrics = Metrics::register(start.metrics.registry(), store.clone());
     let upstreams = Upstreams::new(config.upstreams, &metrics)?;
     let certificate = config.tls.map(load_certificate).transpose()?;
@@ -131,6 +137,7 @@ pub async fn run(
         unaddressed: metrics.of_upstream(""),
         metrics,
         offline: config.offline,
+        redirects: config.shared.as_ref().is_some_and(|it| it.redirect),
         hosts: config.hosts,
         requests: Sequence::default(),
         store,
@@ -149,7 +156,18 @@ pub async fn run(
         tasks.spawn(Arc::clone(certificate).watch(tls::POLL, admin_stopping.clone()));
     }
 
-    tasks.spawn(peers.follow(start.stopping.clone()));
+    if let (Some(shared), Some(settings)) = (registry.store.shared().cloned(), config.shared) {
+        let me = settings.advertise.or_else(|| first_url(&listeners, certificate.is_some()));
+        // Nobody listens nowhere.
+        if let Some(me) = me {
+            tasks.spawn(peers.follow_shared(shared, me, start.stopping.clone()));
+        }
+    } else {
+        tasks.spawn(peers.follow(start.stopping.clone()));
+    }
+    if let Some(sharing) = sharing {
+        tasks.spawn(sharing);
+    }
     let tls = certificate.map(tls::server_config);
     let serving = TaskTracker::new();
     for (tcp, settings) in listeners {
@@ -190,6 +208,13 @@ pub async fn run(
 /// How long to wait for upstreams' last answers before the store closes.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
+/// Where the first address is reached that is listened on.
+fn first_url(listeners: &[(TcpListener, Listener)], is_encrypted: bool) -> Option<Url> {
+    let address = listeners.first()?.0.local_addr().ok()?;
+    let scheme = if is_encrypted { "https" } else { "http" };
+    Url::parse(&format!("{scheme}://{address}")).ok()
+}
+
 fn load_certificate(files: TlsFiles) -> Result<Arc<tls::ServerCertificate>, tls::LoadError> {
     let TlsFiles { cert, key } = files;
     Ok(Arc::new(tls::ServerCertificate::load(tls::Files { cert, key })?))
@@ -207,7 +232,7 @@ async fn open_store(config: &Config) -> Result<Store, RunError> {
         }
     };
     let (low_watermark, retention) = (config.low_watermark, config.retention());
-    let shared = None;
+    let shared = config.shared_store();
     let settings = larder_store::Settings { directory, budget, low_watermark, retention, shared };
     Ok(Store::open(settings).await?)
 }

@@ -362,6 +362,14 @@ impl Registry {
         record: &Arc<TagRecord>,
     ) -> Checked {
         let (name, tag, variant) = &key;
+        if let Some(newer) = self.store.newer_tag(name, tag, variant, record.checked_at).await
+            && is_fresh(&newer, upstream.settings.freshness_of(tag))
+        {
+            return match newer.digest == record.digest {
+                true => Checked::Fresh,
+                false => Checked::Replaced(Found { record: newer, manifest: None }),
+            };
+        }
         let (said, digest) = self.ask_about(upstream, &key, record).await;
         match settle(said, upstream.settings.serve_deleted()) {
             Verdict::Fresh => {
@@ -567,6 +575,12 @@ impl From<&StoredManifest> for Manifest {
             is_stored: true,
         }
     }
+}
+
+/// Whether what another replica was told of a tag still counts.
+fn is_fresh(record: &TagRecord, freshness: Duration) -> bool {
+    // One whose clock is ahead may say anything.
+    SystemTime::now().duration_since(record.checked_at).is_ok_and(|age| age < freshness)
 }
 
 /// Waits for something that is not stored, but not longer than a client would.
