@@ -95,6 +95,10 @@ const PRAGMAS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; \
                        PRAGMA synchronous = NORMAL; PRAGMA cache_size = -4096; \
                        PRAGMA journal_size_limit = 67108864";
 
+/// What each connection to a server is told: a replica that falls silent in a transaction does not
+/// keep the others from its rows for long.
+const SETTINGS: &str = "SET idle_in_transaction_session_timeout = '10s'";
+
 /// The index of one store. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Index {
@@ -125,6 +129,9 @@ impl Index {
     pub(crate) fn attach(url: &str) -> Result<Self, OpenIndexError> {
         install_default_drivers();
         let options = AnyPoolOptions::new().max_connections(CONNECTIONS);
+        let options = options.after_connect(|connection, _| {
+            Box::pin(async { sqlx::raw_sql(SETTINGS).execute(connection).await.map(drop) })
+        });
         let pool = options.acquire_timeout(CONNECT_WITHIN).connect_lazy(url)?;
         Ok(Self { writer: pool.clone(), readers: pool })
     }

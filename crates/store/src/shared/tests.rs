@@ -72,6 +72,33 @@ async fn what_was_stored_during_an_outage_is_uploaded_after_a_restart() {
 }
 
 #[tokio::test]
+async fn what_has_not_been_uploaded_is_the_last_to_go_and_goes_if_it_must() {
+    let hole = Blackhole::refusing();
+    let mut settings = Tier::start().await.settings();
+    settings.s3.endpoint = Some(hole.url().parse().unwrap());
+    settings.database = DatabaseUrl(format!("postgres://postgres@{}/x", hole.address()));
+    let directory = tempfile::tempdir().unwrap();
+    let usual = Settings::new(directory.path().to_owned());
+    let budget = Some(5 * MIB as u64 / 2);
+    let settings = Settings { shared: Some(settings), budget, ..usual };
+    let replica = Replica { store: Store::open(settings).await.unwrap(), directory };
+    let is_there =
+        async |digest: &Digest| replica.store.index().blob(digest).await.unwrap().is_some();
+    let gone = async |digest: &Digest| {
+        patiently("it goes", async { while is_there(digest).await {} }).await;
+    };
+    let first = replica.put(&bytes(21, MIB)).await;
+    let second = replica.put(&bytes(22, MIB)).await;
+    replica.store.index().set_shared(&second, true).await.unwrap();
+    let third = replica.put(&bytes(23, MIB)).await;
+    gone(&second).await;
+    assert!(is_there(&first).await);
+    replica.put(&bytes(24, MIB)).await;
+    gone(&first).await;
+    assert!(is_there(&third).await);
+}
+
+#[tokio::test]
 async fn tags_are_known_to_all_and_the_one_that_was_asked_for_last_counts() {
     let tier = Tier::start().await;
     let (one, two) = (tier.replica().await, tier.replica().await);
@@ -233,7 +260,7 @@ async fn one_holder_at_a_time_has_a_lease_or_a_claim() {
     assert!(index.claim(&digest, "two", minute).await.unwrap().is_none());
     assert!(!index.keep_claim(&digest, "two", None, minute).await.unwrap());
     assert!(index.keep_claim(&digest, "one", Some("u"), Duration::ZERO).await.unwrap());
-    assert_eq!(index.abandoned(9).await.unwrap(), [digest.clone()]);
+    assert_eq!(index.abandoned(9).await.unwrap(), std::slice::from_ref(&digest));
     let taken = index.claim(&digest, "two", minute).await.unwrap().unwrap();
     assert_eq!(taken.upload.as_deref(), Some("u"));
     assert!(!index.keep_claim(&digest, "one", None, minute).await.unwrap());

@@ -67,9 +67,8 @@ impl Shared {
         let Some(period) = self.0.scrub else { return };
         loop {
             let before = SystemTime::now().checked_sub(period).unwrap_or(SystemTime::UNIX_EPOCH);
-            match self.has_lease(SCRUBBING).await {
-                true => report("reading again what is shared", self.verify(before).await),
-                false => {}
+            if self.has_lease(SCRUBBING).await {
+                report("reading again what is shared", self.verify(before).await);
             }
             sleep(PERIOD).await;
         }
