@@ -18,6 +18,9 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/larder/target
 # How many times the program is killed in mid-fill.
 export LARDER_CRASH_ROUNDS ?= 25
 
+# How many times a replica, PostgreSQL or S3 is killed under load.
+export LARDER_SHARED_ROUNDS ?= 5
+
 # How long the program is soaked in failures, in seconds.
 export LARDER_SOAK_SECONDS ?= 60
 
@@ -59,7 +62,8 @@ test-crates: build
 test-full: export LARDER_ALL_PEERS = 1
 test-full: test-deps check licences
 	cargo build --locked --release --package larder
-	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 LARDER_SOAK_SECONDS=600 \
+	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 LARDER_SHARED_ROUNDS=20 \
+		LARDER_SOAK_SECONDS=600 \
 		cargo test --locked --workspace --no-fail-fast
 	$(MAKE) fuzz
 

@@ -48,6 +48,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "HOST", env = "LARDER_DEFAULT_UPSTREAM", hide_env_values = true)]
     default_upstream: Option<String>,
 
+    /// Where other replicas reach this one, if they share a store [default: the first of --listen]
+    #[arg(long, value_name = "URL", env = "LARDER_ADVERTISE", hide_env_values = true)]
+    advertise: Option<String>,
+
     /// The most that the store may hold: 100GB, or 80% of its disk [default: no limit]
     #[arg(long, value_name = "SIZE", env = "LARDER_BUDGET", hide_env_values = true)]
     budget: Option<String>,
@@ -117,6 +121,7 @@ impl Settings {
             admin,
             data,
             default_upstream,
+            advertise,
             budget,
             offline,
             tls_cert,
@@ -132,6 +137,7 @@ impl Settings {
             budget: one("budget", budget),
             offline: one("offline", offline),
             default_upstream: one("default_upstream", default_upstream),
+            advertise: one("advertise", advertise),
         }
     }
 }

@@ -17,7 +17,12 @@ pub struct Health {
 }
 
 /// `None`: ready. Otherwise why not.
-type Status = Option<String>;
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Status {
+    Ready,
+    ReadyWithout(String),
+    NotReady(String),
+}
 
 /// The handle by which one component says whether it is ready.
 ///
@@ -62,12 +67,18 @@ impl Health {
 impl Component {
     /// The component can do its work.
     pub fn ready(&self) {
-        self.set(None);
+        self.set(Status::Ready);
+    }
+
+    /// The component does its work without something, and what that is: for people, and without
+    /// secrets.
+    pub fn ready_without(&self, reason: impl Into<String>) {
+        self.set(Status::ReadyWithout(reason.into()));
     }
 
     /// The component cannot do its work, and why: for people, and without secrets.
     pub fn not_ready(&self, reason: impl Into<String>) {
-        self.set(Some(reason.into()));
+        self.set(Status::NotReady(reason.into()));
     }
 
     fn set(&self, status: Status) {
@@ -84,15 +95,17 @@ impl Drop for Component {
 impl Report {
     /// Whether all components are ready and the process is not stopping.
     pub fn is_ready(&self) -> bool {
-        !self.is_stopping && self.components.values().all(Option::is_none)
+        let is_ready = |status: &Status| !matches!(status, Status::NotReady(_));
+        !self.is_stopping && self.components.values().all(is_ready)
     }
 
     /// `{"ready": bool, "stopping": bool, "components": {NAME: {"ready": bool, "reason": text}}}`;
-    /// `reason` only where a component is not ready.
+    /// `reason` only where a component is not ready, or has to do without something.
     pub fn to_json(&self) -> Value {
         let component = |status: &Status| match status {
-            None => json!({"ready": true}),
-            Some(reason) => json!({"ready": false, "reason": reason}),
+            Status::Ready => json!({"ready": true}),
+            Status::ReadyWithout(reason) => json!({"ready": true, "reason": reason}),
+            Status::NotReady(reason) => json!({"ready": false, "reason": reason}),
         };
         let components: BTreeMap<&str, Value> =
             self.components.iter().map(|(name, status)| (*name, component(status))).collect();
@@ -124,6 +137,16 @@ mod tests {
                 "store": {"ready": false, "reason": "disk full"},
             }})
         );
+    }
+
+    #[test]
+    fn a_component_that_does_without_something_is_ready_and_says_so() {
+        let health = Health::new(CancellationToken::new());
+        let shared = health.component("shared");
+        shared.ready_without("it is away");
+        let report = health.report();
+        assert!(report.is_ready());
+        assert_eq!(report.to_json()["components"]["shared"]["reason"], "it is away");
     }
 
     #[test]

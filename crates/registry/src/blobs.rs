@@ -9,6 +9,7 @@ use http::StatusCode;
 use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use larder_core::Digest;
 use larder_core::range::{ByteRange, RangeHeader, RangeSpec};
+use larder_store::SharedBlob;
 use larder_upstream::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -34,6 +35,10 @@ const FAR: u64 = 1 << 20;
 /// so, several at a time, and hang up when they have their piece; fetching each by itself would cost
 /// upstream the blob twice. containerd 2 has 3 pieces under way, of 8 to 16 MiB by most advice.
 const FAR_OPEN_ENDED: u64 = 64 << 20;
+
+/// How long a client that is sent to the bucket has until it asks there. Runtimes do so at once, and
+/// may ask for the rest of a blob that broke off at the same address.
+const REDIRECT: Duration = Duration::from_secs(15 * 60);
 
 /// How long a replica waits here for a fill that reads from another replica itself, which is dying
 /// or believes something else about who is there; then it asks upstream.
@@ -64,16 +69,29 @@ impl Registry {
             });
             return serve(ask, digest, &Content::Stored { blob, again }, Outcome::Hit);
         }
-        if self.offline {
+        let shared = self.shared_blob(ask, digest, is_member).await?;
+        let is_member = is_member || shared.is_some();
+        if self.offline && shared.is_none() {
             return Err(Refusal::offline(Asking::Blob(&ask.name, digest)));
         }
-        if self.absent.has(&ask.name, digest) {
+        if self.absent.has(&ask.name, digest) && shared.is_none() {
             return Err(Refusal::unknown(Asking::Blob(&ask.name, digest)));
         }
-        if ask.is_head {
-            return self.blob_head(ask, digest).await;
+        match &shared {
+            Some(shared) if ask.is_head => {
+                let response = respond::blob_head(digest, Some(shared.len), Outcome::Hit);
+                return Ok(Answer::new(response, Outcome::Hit));
+            }
+            Some(shared) if self.redirects && !ask.is_from_peer => {
+                // Where there is nothing to sign it with, it is served as without.
+                if let Ok(url) = shared.url(REDIRECT).await {
+                    return Ok(Answer::new(respond::redirect(digest, &url), Outcome::Hit));
+                }
+            }
+            _ if ask.is_head => return self.blob_head(ask, digest).await,
+            _ => {}
         }
-        let joined = self.fills.join(self.wanted(ask, digest));
+        let joined = self.fills.join(self.wanted(ask, digest, shared.as_ref()));
         if ask.is_from_peer && timeout(HANDOVER, joined.alone.cancelled()).await.is_err() {
             return Err(Refusal::not_the_owner());
         }
@@ -81,15 +99,32 @@ impl Registry {
         if joined.name != ask.name && !is_member {
             self.confirm_blob(ask, digest).await?;
         }
-        self.read_along(ask, digest, joined.progress).await
+        self.read_along(ask, &self.wanted(ask, digest, shared.as_ref()), joined.progress).await
     }
 
-    pub(crate) fn wanted(&self, ask: &Ask<'_>, digest: &Digest) -> Wanted {
+    /// The blob that all replicas share, if this repository may serve it.
+    pub(crate) async fn shared_blob(
+        &self,
+        ask: &Ask<'_>,
+        digest: &Digest,
+        is_member: bool,
+    ) -> Result<Option<SharedBlob>, Refusal> {
+        let Some(shared) = self.store.shared() else { return Ok(None) };
+        let Some(blob) = shared.blob(digest).await else { return Ok(None) };
+        if !is_member && self.confirm_blob(ask, digest).await?.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(blob))
+    }
+
+    pub(crate) fn wanted(&self, ask: &Ask<'_>, digest: &Digest, shared: Option<&SharedBlob>) -> Wanted {
         Wanted {
+            shared: shared.cloned(),
             upstream: Arc::clone(&ask.upstream),
             name: Arc::clone(&ask.name),
             digest: digest.clone(),
-            peers: match ask.is_from_peer {
+            is_offline: self.offline,
+            peers: match ask.is_from_peer || self.offline {
                 true => Arc::new([]),
                 false => self.peers.before_upstream(digest),
             },
@@ -131,34 +166,27 @@ impl Registry {
     async fn read_along(
         &self,
         ask: &Ask<'_>,
-        digest: &Digest,
+        wanted: &Wanted,
         mut progress: watch::Receiver<Progress>,
     ) -> Result<Answer, Refusal> {
+        let digest = &wanted.digest;
+        // The replicas have it, whichever does.
+        let outcome = if wanted.shared.is_some() { Outcome::Hit } else { Outcome::Miss };
         let visible = progress.borrow().visible;
         if let Some((start, last)) = far_range(ask.headers, digest, visible) {
-            let part = Source::open_part(self.wanted(ask, digest), start, last);
+            let part = Source::open_part(wanted.clone(), start, last);
             let (opened, part) = tokio::join!(self.opened(ask, digest, &mut progress), part);
-            let content = self.filling(ask, digest, progress, opened?);
+            let content = filling(wanted, progress, opened?);
             if let Ok(source) = part
-                && let Some(answer) = serve_ahead(digest, &content, source, start, last)
+                && let Some(answer) = serve_ahead(digest, &content, source, (start, last), outcome)
             {
                 return Ok(answer);
             }
-            return serve(ask, digest, &content, Outcome::Miss);
+            return serve(ask, digest, &content, outcome);
         }
         let length = self.opened(ask, digest, &mut progress).await?;
-        let content = self.filling(ask, digest, progress, length);
-        serve(ask, digest, &content, Outcome::Miss)
-    }
-
-    fn filling(
-        &self,
-        ask: &Ask<'_>,
-        digest: &Digest,
-        progress: watch::Receiver<Progress>,
-        length: Option<u64>,
-    ) -> Content {
-        Content::Filling { progress, wanted: self.wanted(ask, digest), length }
+        let content = filling(wanted, progress, length);
+        serve(ask, digest, &content, outcome)
     }
 
     /// Waits until there is a byte to send; for a small blob, until it is verified. What fails before
@@ -200,6 +228,10 @@ impl Registry {
             Phase::Opening | Phase::Stopped => Err(Refusal::internal()),
         }
     }
+}
+
+fn filling(wanted: &Wanted, progress: watch::Receiver<Progress>, length: Option<u64>) -> Content {
+    Content::Filling { progress, wanted: wanted.clone(), length }
 }
 
 /// The one range that a request asks for, if it begins far beyond what has come.
@@ -287,14 +319,14 @@ fn serve_ahead(
     digest: &Digest,
     content: &Content,
     source: Source,
-    start: u64,
-    last: Option<u64>,
+    (start, last): (u64, Option<u64>),
+    outcome: Outcome,
 ) -> Option<Answer> {
     let length = content.length()?;
     let last = last.unwrap_or(u64::MAX).min(length.checked_sub(1)?);
     let range = (start <= last).then_some(ByteRange { start, last })?;
     let reader = Ahead::begin(source, content, start, last + 1)?;
-    Some(serve_part(digest, reader, range, length, Outcome::Miss))
+    Some(serve_part(digest, reader, range, length, outcome))
 }
 
 /// Answers with several parts: one for each range, in the order asked, as clients that sent them

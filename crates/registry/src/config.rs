@@ -16,6 +16,7 @@ mod mistake;
 mod overrides;
 mod peers;
 mod reading;
+mod shared;
 mod token;
 mod upstream;
 mod value;
@@ -38,6 +39,7 @@ pub use mistake::{Mistake, Place};
 pub use overrides::{Given, Overrides, default_data};
 pub(crate) use peers::MAX_PEERS;
 pub(crate) use reading::{MAX_UPSTREAM, in_order, parse_upstream};
+pub use shared::Shared;
 pub(crate) use token::token_in;
 pub(crate) use upstream::default_url;
 
@@ -74,6 +76,8 @@ pub struct Config {
     /// A PEM file of certificate authorities that peers may be signed by, besides the system's. Could
     /// be read, and has a certificate in it.
     pub peers_ca: Option<PathBuf>,
+    /// What is shared with other replicas. Default: nothing, what is stored is this process's own.
+    pub shared: Option<Shared>,
     /// In which time every stored blob is read once, to see whether it is what it was. `None`:
     /// never. Default: 30 days.
     pub scrub: Option<Duration>,
@@ -90,6 +94,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// What of the store is shared with other replicas.
+    pub fn shared_store(&self) -> Option<larder_store::SharedSettings> {
+        let Shared { database, s3, budget, .. } = self.shared.clone()?;
+        Some(larder_store::SharedSettings { database, s3, budget, scrub: self.scrub })
+    }
+
     /// What is kept in the store, and for how long.
     pub fn retention(&self) -> Retention {
         let of_upstream = |upstream: &Upstream| OfUpstream {

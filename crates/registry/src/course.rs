@@ -1,5 +1,5 @@
-//! Whom the bytes of one blob are asked for, one after the other: its owner among the replicas, the
-//! next one if that is not there, and upstream.
+//! Whom the bytes of one blob are asked for, one after the other: the bucket that the replicas share,
+//! if it is there; its owner among the replicas, the next one if that is not there; and upstream.
 //!
 //! A peer that is there and does not give it ends the peers' turns: what is wrong is not the peer,
 //! and asking them all would multiply what upstream is asked. After upstream's turn has come, nobody
@@ -10,8 +10,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use larder_store::{SharedBlob, SharedBody, SharedError};
 use larder_upstream::{Blob, Body, Error};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use crate::peer::{Peer, Reply};
 use crate::source::Wanted;
@@ -19,27 +22,33 @@ use crate::source::Wanted;
 /// Who is still to be asked.
 pub(crate) struct Course {
     wanted: Wanted,
+    /// The bucket, before its turn is over.
+    shared: Option<SharedBlob>,
     peers: VecDeque<Arc<Peer>>,
     /// Cancelled when the peers have had their turns.
     alone: CancellationToken,
 }
 
-/// Bytes on their way from a peer or from upstream.
-pub(crate) struct Flow {
-    body: Body,
-    peer: Option<Arc<Peer>>,
+/// Bytes on their way.
+pub(crate) enum Flow {
+    /// From the bucket.
+    Shared(BoxStream<'static, Result<Bytes, SharedError>>),
+    /// From a peer.
+    Peer(Body, Arc<Peer>),
+    /// From upstream.
+    Upstream(Body),
 }
 
 impl Course {
     /// `alone` is cancelled once nobody but upstream is asked.
     pub(crate) fn new(wanted: Wanted, alone: CancellationToken) -> Self {
-        let peers = wanted.peers.iter().cloned().collect();
-        Self { wanted, peers, alone }
+        let (shared, peers) = (wanted.shared.clone(), wanted.peers.iter().cloned().collect());
+        Self { wanted, shared, peers, alone }
     }
 
-    /// Whether a peer is to be asked next.
-    pub(crate) fn has_peers(&self) -> bool {
-        !self.peers.is_empty()
+    /// Whether nobody is to be asked before upstream.
+    pub(crate) fn is_upstreams_turn(&self) -> bool {
+        self.shared.is_none() && self.peers.is_empty()
     }
 
     /// Asks for a part of the blob, or all of it.
@@ -49,20 +58,39 @@ impl Course {
     /// As [`larder_upstream::Client::blob`]: upstream's.
     pub(crate) async fn ask(&mut self, range: Option<(u64, Option<u64>)>) -> Result<Part, Error> {
         let Wanted { upstream, name, digest, .. } = &self.wanted;
+        if let Some(shared) = &self.shared {
+            match shared.read(range).await {
+                Ok(body) => return Ok(Part::of_bucket(body)),
+                Err(error) => {
+                    debug!(blob.digest = %digest, %error, "not reading {digest} from the bucket");
+                    self.shared = None;
+                }
+            }
+        }
         while let Some(peer) = self.peers.front() {
             match peer.ask(name, digest, range).await {
-                Reply::Blob(blob) => return Ok(Part::new(blob, Some(Arc::clone(peer)))),
+                Reply::Blob(blob) => {
+                    let peer = Arc::clone(peer);
+                    return Ok(Part::new(blob, |body| Flow::Peer(body, peer)));
+                }
                 Reply::Lost => drop(self.peers.pop_front()),
                 Reply::Refused | Reply::Here => self.peers.clear(),
             }
         }
         self.alone.cancel();
+        if self.wanted.is_offline {
+            let doing = "the bucket does not give it, and no upstream may be asked".to_owned();
+            return Err(Error::Unavailable { doing, status: None, source: None });
+        }
         let blob = upstream.client.blob(&name.repository, digest, range).await?;
-        Ok(Part::new(blob, None))
+        Ok(Part::new(blob, Flow::Upstream))
     }
 
     /// The flow that was asked for last broke off. Decides who is next.
     pub(crate) async fn broke_off(&mut self) {
+        if self.shared.take().is_some() {
+            return;
+        }
         if let Some(peer) = self.peers.pop_front()
             && peer.broke_off().await
         {
@@ -83,9 +111,15 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    fn new(blob: Blob, peer: Option<Arc<Peer>>) -> Self {
+    fn new(blob: Blob, flow: impl FnOnce(Body) -> Flow) -> Self {
         let Blob { start, length, remaining, body } = blob;
-        Self { start, length, remaining, flow: Flow { body, peer } }
+        Self { start, length, remaining, flow: flow(body) }
+    }
+
+    fn of_bucket(body: SharedBody) -> Self {
+        let SharedBody { start, length, remaining, body } = body;
+        let flow = Flow::Shared(body);
+        Self { start, length: Some(length), remaining: Some(remaining), flow }
     }
 }
 
@@ -93,20 +127,22 @@ impl Flow {
     /// The next bytes. Can be dropped while it waits. After an error or the end there is nothing
     /// more to come.
     pub(crate) async fn next(&mut self) -> Option<Result<Bytes, Error>> {
-        let Some(peer) = &self.peer else { return self.body.next().await };
-        match peer.while_there(self.body.next()).await {
-            Some(Some(Err(error))) => Some(Err(broken_off(Some(error)))),
-            Some(piece) => piece,
-            None => Some(Err(broken_off(None))),
+        match self {
+            Self::Upstream(body) => body.next().await,
+            Self::Shared(body) => {
+                let piece = body.next().await?;
+                Some(piece.map_err(|error| broken_off("the bucket", Some(Arc::new(error)))))
+            }
+            Self::Peer(body, peer) => match peer.while_there(body.next()).await {
+                Some(Some(Err(error))) => Some(Err(broken_off("a peer", Some(Arc::new(error))))),
+                Some(piece) => piece,
+                None => Some(Err(broken_off("a peer", None))),
+            },
         }
     }
 }
 
-/// Whatever a peer does wrong, somebody else may do right.
-fn broken_off(error: Option<Error>) -> Error {
-    Error::Unavailable {
-        doing: "a peer broke off a body".to_owned(),
-        status: None,
-        source: error.map(|error| Arc::new(error) as larder_upstream::Cause),
-    }
+/// Whatever a replica or the bucket does wrong, somebody else may do right.
+fn broken_off(who: &str, source: Option<larder_upstream::Cause>) -> Error {
+    Error::Unavailable { doing: format!("{who} broke off a body"), status: None, source }
 }

@@ -233,6 +233,10 @@ impl Job {
                 Phase::Unstored { prefix: Some(error.prefix.into()), length: opened.length }
             }
             Interrupted::Commit(CommitError::Digest { expected, actual }, _) => {
+                // Some of it came from the bucket, and would come again.
+                if let Some(shared) = &self.wanted.shared {
+                    shared.forget().await;
+                }
                 self.corrupt(Error::Digest { expected, actual })
             }
             Interrupted::Commit(CommitError::Length { expected, actual }, _) => {

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! service ── which operation, which upstream ──▶ manifests ─┐
-//!                                           ├──▶ blobs ─────┼──▶ store
-//!                                           ├──▶ tags       └──▶ fills ── source ── course ──▶ peers, upstream
+//!                                           ├──▶ blobs ─────┼──▶ store ── what replicas share
+//!                                           ├──▶ tags       └──▶ fills ── source ── course ──▶ bucket, peers, upstream
 //!                                           ├──▶ referrers
 //!                                           └──▶ catalog
 //! ```
@@ -15,6 +15,7 @@
 //! - `course`, `peers`, `peer`: whom it is asked for, and the replicas among those;
 //! - `content`, `respond`, `refusal`: what clients are sent;
 //! - `upstreams`, `upstream`, `roster`, `reload`: where content comes from, which may change meanwhile;
+//! - `tier`: whether what replicas share is there;
 //! - `verify`: reading again what is stored, and fetching again what is bad;
 //! - `warm`, `export`, `intake`: images fetched ahead, taken away and brought;
 //! - `api`: the REST API for people and programs that run the cache.
@@ -52,6 +53,7 @@ mod service;
 mod source;
 mod tags;
 mod upstream;
+mod tier;
 mod upstreams;
 mod verify;
 mod warm;
@@ -68,6 +70,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use url::Url;
 
 use crate::absent::Absent;
 use crate::api::Access;
@@ -135,6 +138,9 @@ pub async fn run(
     let mut roster = Roster::open(config)?;
     let config = roster.effective();
     let store = open_store(&config).await?;
+    let sharing = store.shared().map(|shared| {
+        tier::watch(shared.clone(), start.health.component("shared"), start.stopping.clone())
+    });
     let metrics = Metrics::register(start.metrics.registry(), store.clone());
     let upstreams = Upstreams::new(&config.upstreams, metrics.clone())?;
     let certificate = config.tls.map(load_certificate).transpose()?;
@@ -153,6 +159,7 @@ pub async fn run(
         unaddressed: metrics.of_upstream(""),
         metrics,
         offline: config.offline,
+        redirects: config.shared.as_ref().is_some_and(|it| it.redirect),
         hosts: config.hosts,
         requests: Sequence::default(),
         store,
@@ -173,7 +180,18 @@ pub async fn run(
 
     let registry_again = Arc::clone(&registry);
     tasks.spawn(reload::follow(registry_again, configured, reread, start.stopping.clone()));
-    tasks.spawn(peers.follow(start.stopping.clone()));
+    if let (Some(shared), Some(settings)) = (registry.store.shared().cloned(), config.shared) {
+        let me = settings.advertise.or_else(|| first_url(&listeners, certificate.is_some()));
+        // Nobody listens nowhere.
+        if let Some(me) = me {
+            tasks.spawn(peers.follow_shared(shared, me, start.stopping.clone()));
+        }
+    } else {
+        tasks.spawn(peers.follow(start.stopping.clone()));
+    }
+    if let Some(sharing) = sharing {
+        tasks.spawn(sharing);
+    }
     let tls = certificate.map(tls::server_config);
     let serving = TaskTracker::new();
     for (tcp, settings) in listeners {
@@ -215,6 +233,13 @@ pub async fn run(
 /// How long to wait for upstreams' last answers before the store closes.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
+/// Where the first address is reached that is listened on.
+fn first_url(listeners: &[(TcpListener, Listener)], is_encrypted: bool) -> Option<Url> {
+    let address = listeners.first()?.0.local_addr().ok()?;
+    let scheme = if is_encrypted { "https" } else { "http" };
+    Url::parse(&format!("{scheme}://{address}")).ok()
+}
+
 fn load_certificate(files: TlsFiles) -> Result<Arc<tls::ServerCertificate>, tls::LoadError> {
     let TlsFiles { cert, key } = files;
     Ok(Arc::new(tls::ServerCertificate::load(tls::Files { cert, key })?))
@@ -232,7 +257,9 @@ async fn open_store(config: &Config) -> Result<Store, RunError> {
         }
     };
     let (low_watermark, retention) = (config.low_watermark, config.retention());
-    Ok(Store::open(larder_store::Settings { directory, budget, low_watermark, retention }).await?)
+    let shared = config.shared_store();
+    let settings = larder_store::Settings { directory, budget, low_watermark, retention, shared };
+    Ok(Store::open(settings).await?)
 }
 
 /// The bytes of the volume that a directory is on; the directory is made if it is missing.

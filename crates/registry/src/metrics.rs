@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use larder_store::Store;
+use larder_store::{SharedStatus, Store};
 use larder_upstream::Observer;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
@@ -399,8 +399,40 @@ impl Collector for StoreCollector {
         let help = "Bytes removed to keep the budget";
         let metric =
             encoder.encode_descriptor("evicted_bytes", help, None, evicted.metric_type())?;
-        evicted.encode(metric)
+        evicted.encode(metric)?;
+        match self.0.shared() {
+            Some(shared) => encode_shared(shared.status(), &mut encoder),
+            None => Ok(()),
+        }
     }
+}
+
+fn encode_shared(
+    status: SharedStatus,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> Result<(), std::fmt::Error> {
+    let services = [("s3", status.bucket), ("postgresql", status.index)];
+    let up = ConstGauge::new(0_i64);
+    let help = "Whether a service that replicas share answered when it was last asked";
+    let mut metric = encoder.encode_descriptor("shared_up", help, None, up.metric_type())?;
+    for (service, is_up) in services {
+        let up = ConstGauge::new(i64::from(is_up));
+        up.encode(metric.encode_family(&[("service", service)])?)?;
+    }
+    let waiting = ConstGauge::new(i64::try_from(status.waiting).unwrap_or(i64::MAX));
+    let help = "Stored blobs that have yet to be uploaded to the bucket";
+    let metric = encoder.encode_descriptor("shared_waiting", help, None, waiting.metric_type())?;
+    waiting.encode(metric)?;
+    let counts = [
+        ("shared_uploads", "Blobs uploaded to the bucket", status.uploaded.0),
+        ("shared_uploaded_bytes", "Bytes of blobs uploaded to the bucket", status.uploaded.1),
+        ("shared_read_bytes", "Bytes read from the bucket", status.read),
+    ];
+    for (name, help, n) in counts {
+        let counter = ConstCounter::new(n);
+        counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+    }
+    Ok(())
 }
 
 /// A count that only goes up, for ids.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use larder_core::{Digest, owner};
+use larder_store::Shared;
 use parking_lot::RwLock;
 use tokio::net::lookup_host;
 use tokio::time::{sleep, timeout};
@@ -26,6 +27,9 @@ use crate::peer::{Peer, Place};
 
 /// How often DNS is asked who is there, and how long it may take.
 const LOOKUP: Duration = Duration::from_secs(5);
+
+/// How often a replica says that it is there: three times before the others take it for gone.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// How many peers are asked for one blob before upstream is. More than one is dead at the same time
 /// when a zone is, and then each costs the first who asks it some time.
@@ -98,6 +102,30 @@ impl Peers {
             () = following => {}
             () = stopping.cancelled() => {}
         }
+    }
+
+    /// Keeps up with who is there by the index that the replicas share, in which this one is at `me`,
+    /// until `stopping`. While the index is away, those count that were there last.
+    pub(crate) async fn follow_shared(self, shared: Shared, me: Url, stopping: CancellationToken) {
+        let name = me.origin().ascii_serialization();
+        let following = async {
+            loop {
+                if let Ok(urls) = shared.heartbeat(&name).await {
+                    let place = |url: String| {
+                        let (url, ca) = (Url::parse(&url).ok()?, self.0.ca.clone());
+                        let name = url.origin().ascii_serialization();
+                        Some(Place { name, url, address: None, ca })
+                    };
+                    self.adopt(urls.into_iter().filter_map(place).collect());
+                }
+                sleep(HEARTBEAT).await;
+            }
+        };
+        tokio::select! {
+            () = following => {}
+            () = stopping.cancelled() => {}
+        }
+        shared.leave(&name).await;
     }
 
     /// Where those are that an entry stands for.

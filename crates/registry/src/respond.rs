@@ -8,8 +8,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::Stream;
 use http::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
-    IF_NONE_MATCH,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
+    HeaderValue, IF_NONE_MATCH, LOCATION,
 };
 use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
@@ -176,6 +176,17 @@ pub(crate) fn blob_head(digest: &Digest, length: Option<u64>, outcome: Outcome) 
     if let Some(length) = length {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
+    response
+}
+
+/// Sends a client to where it finds a blob for some time.
+pub(crate) fn redirect(digest: &Digest, url: &url::Url) -> Response<Body> {
+    let mut response = content_head(digest, Outcome::Hit);
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, header_value(url.to_string()));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
     response
 }
 

@@ -49,6 +49,8 @@ pub(crate) struct Registry {
     /// Counts requests that name no upstream.
     pub(crate) unaddressed: Arc<UpstreamMetrics>,
     pub(crate) offline: bool,
+    /// Whether clients are sent to the bucket for what is not stored here.
+    pub(crate) redirects: bool,
     /// Which upstream a `Host` name stands for.
     pub(crate) hosts: BTreeMap<String, String>,
     pub(crate) requests: Sequence,

@@ -14,6 +14,7 @@ use futures_util::FutureExt as _;
 use larder_core::Digest;
 use larder_core::name::Named;
 use larder_core::range::ByteRange;
+use larder_store::SharedBlob;
 use larder_upstream::Error;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -50,8 +51,12 @@ pub(crate) struct Wanted {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) name: Arc<Named>,
     pub(crate) digest: Digest,
+    /// Where all replicas have it, if they do: what is asked first.
+    pub(crate) shared: Option<SharedBlob>,
     /// Who is asked before upstream, in this order.
     pub(crate) peers: Arc<[Arc<Peer>]>,
+    /// Whether upstream may not be asked.
+    pub(crate) is_offline: bool,
 }
 
 /// The bytes of a blob, or of a part of it, as they come.
@@ -99,8 +104,8 @@ impl Source {
     ) -> Result<Self, Error> {
         let n_connections = usize::from(wanted.upstream.settings.parallel());
         let course = Course::new(wanted.clone(), alone);
-        // Peers are near: one connection is as fast as their disks.
-        if n_connections < 2 || course.has_peers() {
+        // Replicas and what they share are near: one connection is as fast as their disks.
+        if n_connections < 2 || !course.is_upstreams_turn() {
             return Self::open_one(wanted, course, start, None).await;
         }
         let first = ByteRange { start, last: start.saturating_add(SEGMENT - 1) };

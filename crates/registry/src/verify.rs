@@ -202,7 +202,14 @@ impl Registry {
             return manifest.is_stored().then_some(()).ok_or_else(unstored);
         }
         // From upstream, which is the one that surely has it right.
-        let wanted = Wanted { upstream, name: Arc::clone(name), digest, peers: Arc::new([]) };
+        let wanted = Wanted {
+            upstream,
+            name: Arc::clone(name),
+            digest,
+            shared: None,
+            peers: Arc::new([]),
+            is_offline: false,
+        };
         let mut progress = self.fills.join(wanted).progress;
         // A fill has bounds of its own.
         let ended = progress

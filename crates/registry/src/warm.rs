@@ -259,10 +259,12 @@ impl Registry {
     ) -> Result<(), String> {
         let asking = Asking::Blob(&ask.name, digest);
         if self.found(self.store.blob(digest).await).is_none() {
-            if self.offline {
+            let shared = self.shared_blob(ask, digest, true).await.map_err(say)?;
+            if self.offline && shared.is_none() {
                 return Err(say(Refusal::offline(asking)));
             }
-            let mut progress = self.fills.join(self.wanted(ask, digest)).progress;
+            let wanted = self.wanted(ask, digest, shared.as_ref());
+            let mut progress = self.fills.join(wanted).progress;
             let mut counted = 0;
             loop {
                 let (phase, visible) = {

@@ -59,7 +59,7 @@ impl Store {
         Ok(Some(blob))
     }
 
-    async fn find_blob(&self, digest: &Digest) -> Result<Found<Blob>, StoreError> {
+    pub(crate) async fn find_blob(&self, digest: &Digest) -> Result<Found<Blob>, StoreError> {
         let Some((len, _)) = self.index().blob(digest).await? else {
             return Ok(Found::Nothing);
         };
@@ -137,6 +137,9 @@ impl Store {
             Some(_) => self.0.blobs.invalidate(digest),
         }
         self.0.unsynced.notify_one();
+        if let Some(shared) = self.shared() {
+            shared.is_behind();
+        }
         Ok(blob)
     }
 

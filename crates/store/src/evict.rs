@@ -24,6 +24,7 @@ use tracing::{info, warn};
 
 use self::sweep::{Kind, Sweep};
 use crate::layout::RemoveOnDrop;
+use crate::shared::Note;
 use crate::space::Volume;
 use crate::work::{Slow, blocking, finish};
 use crate::{Store, StoreError};
@@ -92,7 +93,11 @@ fn report(what: &'static str, done: Result<(), StoreError>) {
 
 async fn write_uses(store: &Store) -> Result<(), StoreError> {
     let order = *store.0.order.lock();
-    for uses in store.0.uses.take().chunks(USES_AT_ONCE) {
+    let uses = store.0.uses.take();
+    if let (Some(shared), false) = (store.shared(), uses.is_empty()) {
+        shared.note(Note::Uses(uses.clone()));
+    }
+    for uses in uses.chunks(USES_AT_ONCE) {
         store.index().set_used(uses, order).await?;
     }
     Ok(())

@@ -18,6 +18,7 @@ mod members;
 mod partials;
 mod pins;
 mod rebuild;
+mod sharing;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -39,13 +40,30 @@ pub(crate) use self::blobs::{Manifest, Stored, Unsynced};
 pub use self::listing::{BlobRecord, Listed, OfRepository, ParsePlaceError, Place};
 pub(crate) use self::partials::Parked;
 pub(crate) use self::rebuild::Recovered;
+pub(crate) use self::sharing::Claim;
 pub use self::tags::TagRecord;
 pub use self::verification::Unverified;
 
 /// The database refused.
 #[derive(Debug, thiserror::Error)]
 #[error("using the index")]
-pub struct IndexError(#[from] sqlx::Error);
+pub struct IndexError(#[from] pub(crate) sqlx::Error);
+
+impl IndexError {
+    /// Whether it says that the database is not there, and is no answer of it.
+    pub(crate) fn is_away(&self) -> bool {
+        use sqlx::Error;
+        match &self.0 {
+            Error::Io(_) | Error::Tls(_) | Error::Protocol(_) => true,
+            Error::PoolTimedOut | Error::PoolClosed | Error::WorkerCrashed => true,
+            // Starting, stopping, out of connections or of other things, or a standby.
+            Error::Database(error) => error.code().is_some_and(|code| {
+                ["08", "53", "57", "58", "25006"].iter().any(|class| code.starts_with(class))
+            }),
+            _ => false,
+        }
+    }
+}
 
 /// Why the index could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -69,13 +87,17 @@ const READERS: u32 = 4;
 const CONNECTIONS: u32 = 8;
 
 /// How long a request waits for a connection to a server before the index counts as away.
-const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 
 /// What each connection to a file is told. It waits for the lock in ms: others hold it for a
 /// checkpoint at most. The cache is in KiB if negative, the log in bytes.
 const PRAGMAS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; \
                        PRAGMA synchronous = NORMAL; PRAGMA cache_size = -4096; \
                        PRAGMA journal_size_limit = 67108864";
+
+/// What each connection to a server is told: a replica that falls silent in a transaction does not
+/// keep the others from its rows for long.
+const SETTINGS: &str = "SET idle_in_transaction_session_timeout = '10s'";
 
 /// The index of one store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -102,14 +124,21 @@ impl Index {
         Ok(Self { writer, readers })
     }
 
-    /// Opens the database at `url`, `postgres://…`, which may be empty. Replicas may do so at once.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the shared tier will open it"))]
-    pub(crate) async fn connect(url: &str) -> Result<Self, OpenIndexError> {
+    /// Will ask the database at `url`, `postgres://…`, which may be away now and empty. Nothing is
+    /// found in it before [`Index::prepare`].
+    pub(crate) fn attach(url: &str) -> Result<Self, OpenIndexError> {
         install_default_drivers();
         let options = AnyPoolOptions::new().max_connections(CONNECTIONS);
-        let pool = options.acquire_timeout(CONNECT_WITHIN).connect(url).await?;
-        migrate(&pool, sqlx::migrate!("./migrations/postgres")).await?;
+        let options = options.after_connect(|connection, _| {
+            Box::pin(async { sqlx::raw_sql(SETTINGS).execute(connection).await.map(drop) })
+        });
+        let pool = options.acquire_timeout(CONNECT_WITHIN).connect_lazy(url)?;
         Ok(Self { writer: pool.clone(), readers: pool })
+    }
+
+    /// Brings the schema of a database up to date. Replicas may do so at once.
+    pub(crate) async fn prepare(&self) -> Result<(), OpenIndexError> {
+        migrate(&self.writer, sqlx::migrate!("./migrations/postgres")).await
     }
 
     /// Closes all connections; the last one to a file moves the log into the database.

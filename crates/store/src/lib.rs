@@ -1,4 +1,5 @@
-//! The embedded store: blobs as files, an index in SQLite, one directory, no services.
+//! The embedded store: blobs as files, an index in SQLite, one directory, no services. Behind it, what
+//! replicas share, if they do: blobs in an S3 bucket, an index in PostgreSQL.
 //!
 //! - [`Store::stage`], [`Staging`]: bytes on their way in;
 //! - [`Store::blob`], [`SharedFile`]: bytes on their way out;
@@ -7,7 +8,8 @@
 //! - [`Store::tag`]: what tags named when upstream was last asked;
 //! - [`Store::collect`], [`Store::pin`]: what goes, and what stays;
 //! - [`Store::manifests`]: what there is, for people who look;
-//! - [`Store::verify`], [`rebuild_index`]: when disks forget.
+//! - [`Store::verify`], [`rebuild_index`]: when disks forget;
+//! - [`Store::shared`], [`Shared`]: what other replicas have, too.
 //!
 //! Promises:
 //! - a blob that a lookup finds has the bytes of its name, also after a crash at any point;
@@ -30,6 +32,7 @@ mod partial;
 mod reading;
 mod rebuild;
 mod recover;
+mod shared;
 mod space;
 mod staging;
 mod sync;
@@ -40,6 +43,7 @@ mod work;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -48,7 +52,7 @@ use larder_core::eviction::Order;
 use larder_core::name::Named;
 use larder_core::retention::Retention;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{MutexGuard, Notify};
+use tokio::sync::{MutexGuard, Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -57,6 +61,7 @@ use crate::index::Index;
 use crate::layout::Layout;
 use crate::names::Names;
 use crate::reading::Reading;
+use crate::shared::Note;
 use crate::space::Volume;
 use crate::work::{Slow, blocking};
 
@@ -69,6 +74,10 @@ pub use crate::index::{
 };
 pub use crate::manifests::StoredManifest;
 pub use crate::rebuild::{Found as Rebuilt, rebuild_index};
+pub use crate::shared::{
+    DatabaseUrl, OpenSharedError, S3Keys, S3Settings, SetupBucketError, Shared, SharedBlob,
+    SharedBody, SharedError, SharedSettings, SharedStatus,
+};
 pub use crate::space::volume_size;
 pub use crate::staging::{CommitError, Prefix, Staging, WriteError};
 pub use crate::verify::{Fault, Pace, Verdict};
@@ -84,12 +93,15 @@ pub struct Settings {
     pub low_watermark: u8,
     /// What is kept, and for how long.
     pub retention: Retention,
+    /// What is shared with other replicas.
+    pub shared: Option<SharedSettings>,
 }
 
 impl Settings {
     /// A store without budget, from which nothing goes for its age.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, budget: None, low_watermark: 90, retention: Retention::default() }
+        let retention = Retention::default();
+        Self { directory, budget: None, low_watermark: 90, retention, shared: None }
     }
 }
 
@@ -128,6 +140,7 @@ struct Inner {
     /// Whether more is stored than the budget allows and nothing more can go now.
     is_full: AtomicBool,
     unsynced: Notify,
+    shared: Option<Shared>,
     tasks: TaskTracker,
     closing: CancellationToken,
     /// Held open: the lock goes with the file, after everything else.
@@ -175,6 +188,9 @@ pub enum OpenError {
         /// What the database said.
         source: OpenIndexError,
     },
+    /// What is shared with other replicas can't be used.
+    #[error(transparent)]
+    Shared(#[from] OpenSharedError),
     /// What was stored could not be checked.
     #[error("recovering the store")]
     Recover(#[source] StoreError),
@@ -240,6 +256,13 @@ impl Store {
         let measure = |source| OpenError::Recover(StoreError::io("measuring the disk", source));
         let volume = volume.map_err(measure)?;
 
+        let (shared, noted) = match settings.shared {
+            Some(settings) => {
+                Shared::open(settings).await.map(|(it, noted)| (Some(it), Some(noted)))?
+            }
+            None => (None, None),
+        };
+
         let store = Self(Arc::new(Inner {
             layout,
             index,
@@ -271,6 +294,7 @@ impl Store {
             made_room: Notify::new(),
             is_full: AtomicBool::new(false),
             unsynced: Notify::new(),
+            shared,
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             _lock: lock,
@@ -281,7 +305,43 @@ impl Store {
         if !is_forgotten {
             store.0.tasks.spawn(recover::sweep(store.clone()));
         }
+        if let (Some(shared), Some(noted)) = (store.0.shared.clone(), noted) {
+            // The last process may have left something.
+            shared.is_behind();
+            store.share_with_others(&shared, noted);
+        }
         Ok(store)
+    }
+
+    /// Starts what is done for the other replicas; it ends when the store closes.
+    fn share_with_others(&self, shared: &Shared, noted: mpsc::Receiver<Note>) {
+        let until_closing = |work: Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let closing = self.0.closing.clone();
+            async move {
+                tokio::select! {
+                    () = work => {}
+                    () = closing.cancelled() => {}
+                }
+            }
+        };
+        let works: [Pin<Box<dyn Future<Output = ()> + Send>>; 5] = [
+            Box::pin({
+                let shared = shared.clone();
+                async move { shared.prepare().await }
+            }),
+            Box::pin(shared.clone().write_notes(noted)),
+            Box::pin(shared.clone().upload(self.clone())),
+            Box::pin(shared.clone().keep(self.clone())),
+            Box::pin(shared.clone().scrub()),
+        ];
+        for work in works {
+            self.0.tasks.spawn(until_closing(work));
+        }
+    }
+
+    /// What is shared with other replicas, if anything is.
+    pub fn shared(&self) -> Option<&Shared> {
+        self.0.shared.as_ref()
     }
 
     /// As [`Store::open`], where there is a store already.
@@ -307,6 +367,9 @@ impl Store {
         self.0.closing.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        if let Some(shared) = self.shared() {
+            shared.close().await;
+        }
         self.0.index.close().await;
     }
 
@@ -334,7 +397,14 @@ impl Store {
         if self.0.members.contains_key(&key) {
             return Ok(true);
         }
-        let is_member = self.index().is_member(repository, digest).await?;
+        let mut is_member = self.index().is_member(repository, digest).await?;
+        if !is_member
+            && let Some(shared) = self.shared()
+            && shared.is_member(repository, digest).await
+        {
+            self.index().put_member(repository, digest).await?;
+            is_member = true;
+        }
         if is_member {
             self.0.members.insert(key, ());
         }
@@ -353,6 +423,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.index().put_member(repository, digest).await?;
         self.0.members.insert((Arc::clone(repository), digest.clone()), ());
+        self.note_members(repository, vec![digest.clone()]);
         Ok(())
     }
 
@@ -371,10 +442,20 @@ impl Store {
         let mut digests = children;
         digests.push(digest.clone());
         self.index().put_members(repository, &digests).await?;
-        for digest in digests {
-            self.0.members.insert((Arc::clone(repository), digest), ());
+        for digest in &digests {
+            self.0.members.insert((Arc::clone(repository), digest.clone()), ());
         }
+        self.note_members(repository, digests);
         Ok(())
+    }
+
+    /// Has the other replicas know, too, what a repository may serve.
+    fn note_members(&self, repository: &Arc<Named>, mut digests: Vec<Digest>) {
+        if let Some(shared) = self.shared() {
+            // Whoever writes to the index does so in this order.
+            digests.sort();
+            shared.note(Note::Members { repository: Arc::clone(repository), digests });
+        }
     }
 
     /// At most `limit` repositories that have a stored manifest, after `last`, in the byte order of

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use larder_core::Digest;
+use larder_core::manifest::Manifest as Parsed;
 use larder_core::name::Named;
+use tracing::warn;
 
 use crate::blobs::{Found, LastUse, damaged, is_lost, open_whole};
 use crate::index::{Manifest, References};
+use crate::shared::SharedManifest;
 use crate::work::blocking;
 use crate::{CommitError, Staging, Store, StoreError};
 
@@ -33,7 +36,7 @@ impl StoredManifest {
 }
 
 impl Store {
-    /// The stored manifest of that name.
+    /// The stored manifest of that name; one that is shared is stored here, too.
     ///
     /// Its bytes are verified when they are read from disk, so that a damaged file is forgotten
     /// and fetched again.
@@ -46,10 +49,34 @@ impl Store {
         digest: &Digest,
     ) -> Result<Option<Arc<StoredManifest>>, StoreError> {
         let manifest = self.look_up_manifest(digest).await?;
-        if let Some(manifest) = &manifest {
-            self.note_use(digest, &manifest.used);
+        match manifest {
+            Some(manifest) => {
+                self.note_use(digest, &manifest.used);
+                Ok(Some(manifest))
+            }
+            None => Ok(self.shared_manifest(digest).await),
         }
-        Ok(manifest)
+    }
+
+    /// The manifest that other replicas have, which is stored here from now on, if that can be.
+    async fn shared_manifest(&self, digest: &Digest) -> Option<Arc<StoredManifest>> {
+        let SharedManifest { media_type, bytes, repository } =
+            self.shared()?.manifest(digest).await?;
+        let references = Parsed::parse(&bytes).map_or_else(
+            |_| References::default(),
+            |parsed| References {
+                children: parsed.children().map(|child| child.digest.clone()).collect(),
+                subject: parsed.subject.map(|subject| subject.digest),
+            },
+        );
+        let put = self.put_manifest(&repository, digest, &media_type, bytes.clone(), references);
+        match put.await {
+            Ok(manifest) => Some(manifest),
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "not storing {digest}");
+                Some(stored(digest, media_type, bytes))
+            }
+        }
     }
 
     /// As [`Store::manifest`], without being a use of it.

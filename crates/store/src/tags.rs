@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use larder_core::Tag;
 use larder_core::name::Named;
+use tracing::warn;
 
 use crate::index::TagRecord;
+use crate::shared::Note;
 use crate::work::blocking;
 use crate::{Store, StoreError};
 
@@ -33,11 +35,31 @@ impl Store {
         }
         let seen = self.0.tag_changes.load(Ordering::SeqCst);
         let Some(record) = self.index().tag(repository, tag, variant).await? else {
-            return Ok(None);
+            return Ok(self.newer_tag(repository, tag, variant, UNIX_EPOCH).await);
         };
         let record = Arc::new(record);
         self.remember_tag(key, &record, seen);
         Ok(Some(record))
+    }
+
+    /// What another replica was told that `tag` names, if it asked after `checked_at`; that is what
+    /// is remembered here, too, from now on.
+    pub async fn newer_tag(
+        &self,
+        repository: &Arc<Named>,
+        tag: &Tag,
+        variant: &Arc<str>,
+        checked_at: SystemTime,
+    ) -> Option<Arc<TagRecord>> {
+        let record = self.shared()?.tag(repository, tag, variant).await?;
+        if record.checked_at <= checked_at {
+            return None;
+        }
+        let record = Arc::new(record);
+        if let Err(error) = self.remember_newer(repository, tag, variant, &record).await {
+            warn!(error = &error as &dyn std::error::Error, "remembering a tag");
+        }
+        Some(record)
     }
 
     /// Keeps in memory what the index said. If any tag has changed since `tag_changes` was `seen`,
@@ -62,11 +84,29 @@ impl Store {
         record: TagRecord,
     ) -> Result<(), StoreError> {
         let record = Arc::new(record);
+        if let Some(shared) = self.shared() {
+            shared.note(Note::Tag {
+                repository: Arc::clone(repository),
+                tag: tag.clone(),
+                variant: Arc::clone(variant),
+                record: record.as_ref().clone(),
+            });
+        }
+        self.remember_newer(repository, tag, variant, &record).await
+    }
+
+    async fn remember_newer(
+        &self,
+        repository: &Arc<Named>,
+        tag: &Tag,
+        variant: &Arc<str>,
+        record: &Arc<TagRecord>,
+    ) -> Result<(), StoreError> {
         let key = (Arc::clone(repository), tag.clone(), Arc::clone(variant));
-        let put = self.index().put_tag(repository, tag, variant, &record).await;
+        let put = self.index().put_tag(repository, tag, variant, record).await;
         self.0.tag_changes.fetch_add(1, Ordering::SeqCst);
         self.0.members.insert((Arc::clone(repository), record.digest.clone()), ());
-        self.0.tags.insert(key, record);
+        self.0.tags.insert(key, Arc::clone(record));
         Ok(put?)
     }
 
@@ -76,7 +116,12 @@ impl Store {
     ///
     /// The index can't forget it, and the tag may be found again with the age it had.
     pub async fn remove_tag(&self, repository: &Arc<Named>, tag: &Tag) -> Result<(), StoreError> {
-        let removed = self.index().remove_tag(repository, tag, SystemTime::now()).await;
+        let now = SystemTime::now();
+        if let Some(shared) = self.shared() {
+            let (repository, tag) = (Arc::clone(repository), tag.clone());
+            shared.note(Note::NoTag { repository, tag, now });
+        }
+        let removed = self.index().remove_tag(repository, tag, now).await;
         self.0.tag_changes.fetch_add(1, Ordering::SeqCst);
         let (store, repository, tag) = (self.clone(), Arc::clone(repository), tag.clone());
         // Looking through the cache takes milliseconds when it is full.
@@ -109,8 +154,6 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use larder_core::Digest;
 
     use super::*;

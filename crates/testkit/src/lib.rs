@@ -10,7 +10,7 @@
 //! - [`upstream`]: the registry, what it counts, and the ways in which it can fail;
 //! - [`gate`]: a point where the upstream waits until a test lets it go on;
 //! - [`blackhole`]: addresses that never answer;
-//! - [`process`]: child processes; [`postgres`]: the database server as one.
+//! - [`process`]: child processes; [`postgres`], [`rgw`]: a database and an S3 server as such.
 //!
 //! Nothing here waits for a time to pass, but for a body that is meant to be slow: a test opens a
 //! [`gate::Gate`], or waits for a number of requests. Waits end after [`PATIENCE`] by a panic that says what did not happen. Mistakes of a
@@ -22,11 +22,13 @@ pub mod image;
 pub mod postgres;
 pub mod process;
 pub mod random;
+pub mod rgw;
 pub mod upstream;
 
 pub use gate::Gate;
 pub use image::{Content, Image};
 pub use postgres::Postgres;
+pub use rgw::Rgw;
 pub use upstream::{Fault, Login, On, Upstream};
 
 /// How long a wait may take before it is taken for a failure. Long, because machines that run tests

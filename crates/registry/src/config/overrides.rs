@@ -33,6 +33,8 @@ pub struct Overrides {
     pub offline: Option<Given>,
     /// Like `default_upstream`.
     pub default_upstream: Option<Given>,
+    /// Like `advertise`.
+    pub advertise: Option<Given>,
 }
 
 /// Where the store is unless someone says: `$XDG_DATA_HOME/larder`, `~/.local/share/larder`, or

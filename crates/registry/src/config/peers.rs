@@ -36,8 +36,9 @@ impl Peers {
     }
 
     /// What is wrong with them beside each other, and beside where this process listens.
-    /// `is_reachable`: whether it listens where another machine can reach it.
-    pub(super) fn check(&self, is_reachable: bool, mistakes: &mut Mistakes) {
+    /// `is_reachable`: whether it listens where another machine can reach it. `are_found`: whether
+    /// replicas find each other without being configured.
+    pub(super) fn check(&self, is_reachable: bool, are_found: bool, mistakes: &mut Mistakes) {
         for (index, Located { at, value }) in self.entries.iter().enumerate() {
             if let Some(first) = self.entries[..index].iter().find(|it| it.value == *value) {
                 let twice = wrong(format!("{} is there already", first.value));
@@ -53,7 +54,8 @@ impl Peers {
                 wrong("no other replica can reach this one, which listens on loopback only");
             mistakes.note(at, alone.advise("set `listen` to an address that they reach"));
         }
-        let is_encrypted = self.entries.iter().any(|it| it.value.url().scheme() == "https");
+        let is_encrypted =
+            are_found || self.entries.iter().any(|it| it.value.url().scheme() == "https");
         if let (Some(Located { at, .. }), false) = (&self.ca, is_encrypted) {
             let useless = wrong("no peer is asked by https");
             mistakes.note(at, useless.advise("remove it, or write https URLs in `peers`"));

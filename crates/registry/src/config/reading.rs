@@ -20,7 +20,7 @@ use super::overrides::{Given, Overrides};
 use super::peers::Peers;
 use super::upstream::{self, Configured};
 use super::value::{self, shown};
-use super::{Budget, Config, Listener, TlsFiles, Upstream, builtin, token};
+use super::{Budget, Config, Listener, TlsFiles, Upstream, builtin, shared, token};
 
 /// Down to which share of the budget eviction goes, in percent: often enough that it stays short, and
 /// not so often that each blob waits for another to go.
@@ -114,6 +114,7 @@ struct Draft {
     /// By the `Host` header.
     hosts: BTreeMap<String, Located<String>>,
     peers: Peers,
+    shared: shared::Keys,
     /// Those of the file.
     configured: Vec<Configured>,
     /// The others.
@@ -124,8 +125,6 @@ struct Draft {
 
 impl Draft {
     fn read(mut root: Section<'_>, files: &dyn Files, mistakes: &mut Mistakes) -> Self {
-        only(&mut root, mistakes, "storage", "disk");
-        only(&mut root, mistakes, "index", "sqlite");
         later(&mut root, mistakes, "public_url", "remove it; links in answers are relative");
         let has_builtin = boolean(&mut root, mistakes, "builtin_upstreams");
         let draft = Self {
@@ -152,6 +151,7 @@ impl Draft {
             }),
             hosts: hosts(&mut root, mistakes),
             peers: Peers::read(&mut root, files, mistakes),
+            shared: shared::Keys::read(&mut root, files, mistakes),
             configured: upstreams(&mut root, files, mistakes),
             builtin: match has_builtin {
                 Some(Located { value: false, .. }) => Vec::new(),
@@ -174,6 +174,7 @@ impl Draft {
         replace(&mut self.budget, &overrides.budget, mistakes, value::budget);
         replace(&mut self.tls_cert, &overrides.tls_cert, mistakes, value::path);
         replace(&mut self.tls_key, &overrides.tls_key, mistakes, value::path);
+        replace(&mut self.shared.advertise, &overrides.advertise, mistakes, shared::advertise);
         replace(&mut self.default_upstream, &overrides.default_upstream, mistakes, |text| {
             Ok(text.to_owned())
         });
@@ -329,7 +330,10 @@ impl Draft {
             Some(listen) => listen.iter().any(|it| !it.value.address.ip().is_loopback()),
             None => !default_listen().ip().is_loopback(),
         };
-        self.peers.check(is_reachable, mistakes);
+        self.peers.check(is_reachable, self.shared.is_shared(), mistakes);
+        let first = self.listen.as_ref().and_then(|listen| listen.first());
+        let first = first.map_or_else(default_listen, |it| it.value.address);
+        self.shared.check(&self.peers, first.ip().is_unspecified(), mistakes);
     }
 
     fn check_tls(&self, files: &dyn Files, mistakes: &mut Mistakes) {
@@ -371,6 +375,7 @@ impl Draft {
             pins: self.pins,
             peers: self.peers.entries.into_iter().map(|it| it.value).collect(),
             peers_ca: self.peers.ca.map(|it| it.value),
+            shared: self.shared.finish(),
             scrub: Some(self.scrub.map_or(DEFAULT_SCRUB, |it| it.value)).filter(|it| !it.is_zero()),
             tls: tls.map(|(cert, key)| TlsFiles { cert: cert.value, key: key.value }),
             default_upstream,
@@ -432,20 +437,6 @@ fn boolean(
     let node = section.take(key)?;
     let value = node.boolean();
     mistakes.keep(node.at, value)
-}
-
-/// A key with one choice in this version.
-fn only(
-    section: &mut Section<'_>,
-    mistakes: &mut Mistakes,
-    key: &'static str,
-    choice: &'static str,
-) {
-    text(section, mistakes, key, |text| match text == choice {
-        true => Ok(()),
-        false => Err(wrong(format!("`{}` is not available in this version", shown(text)))
-            .write(format!("\"{choice}\""))),
-    });
 }
 
 /// A key that this version has no use for.

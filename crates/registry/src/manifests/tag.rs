@@ -147,6 +147,14 @@ impl Registry {
         record: &Arc<TagRecord>,
     ) -> Checked {
         let (name, tag, variant) = &key;
+        if let Some(newer) = self.store.newer_tag(name, tag, variant, record.checked_at).await
+            && is_fresh(&newer, upstream.settings.freshness_of(tag))
+        {
+            return match newer.digest == record.digest {
+                true => Checked::Fresh,
+                false => Checked::Replaced(Found { record: newer, manifest: None }),
+            };
+        }
         let (said, digest) = self.ask_about(upstream, &key, record).await;
         match settle(said, upstream.settings.serve_deleted()) {
             Verdict::Fresh => {
@@ -327,6 +335,12 @@ impl Registry {
         let (manifest, outcome) = self.manifest_by_digest(ask, &record.digest).await?;
         Ok(answer(ask, &manifest, outcome, age))
     }
+}
+
+/// Whether what another replica was told of a tag still counts.
+fn is_fresh(record: &TagRecord, freshness: Duration) -> bool {
+    // One whose clock is ahead may say anything.
+    SystemTime::now().duration_since(record.checked_at).is_ok_and(|age| age < freshness)
 }
 
 /// What the answer to a client that accepts this is kept under.

@@ -17,6 +17,10 @@ use crate::{Store, StoreError};
 /// stores a blob meanwhile waits for one of them, some 10 ms.
 const BATCH: usize = 64;
 
+/// How many blobs that have not been uploaded are looked up, and spared. During an outage there may
+/// be more.
+const MAX_UNSHARED: u32 = 100_000;
+
 /// How many kept beginnings are looked at.
 const MAX_BEGINNINGS: u32 = 10_000;
 
@@ -98,6 +102,8 @@ pub(super) struct Sweep<'s> {
     store: &'s Store,
     retention: Arc<Retention>,
     pinned: HashSet<i64>,
+    /// Those that no other replica could read, which are the last to go for the budget.
+    unshared: HashSet<i64>,
     now: SystemTime,
     kind: Kind,
     order: Order,
@@ -117,6 +123,7 @@ impl<'s> Sweep<'s> {
             store,
             retention: store.retention(),
             pinned,
+            unshared: HashSet::new(),
             now: SystemTime::now(),
             kind,
             order: *store.0.order.lock(),
@@ -241,6 +248,17 @@ impl<'s> Sweep<'s> {
     // === the budget ===
 
     pub(super) async fn keep_budget(&mut self, limits: Limits) -> Result<(), StoreError> {
+        if self.store.shared().is_some() && self.used() > limits.high {
+            let unshared = self.store.index().unshared(0, MAX_UNSHARED).await?;
+            self.unshared = unshared.into_iter().map(|(content, _)| content).collect();
+            self.make_room(limits).await?;
+            // More than is allowed is not to be kept for an upload that may never be.
+            self.unshared.clear();
+        }
+        self.make_room(limits).await
+    }
+
+    async fn make_room(&mut self, limits: Limits) -> Result<(), StoreError> {
         let mut used = self.used();
         if used <= limits.high {
             return Ok(());
@@ -318,6 +336,7 @@ impl<'s> Sweep<'s> {
     fn is_spared(&self, candidate: &Candidate) -> bool {
         self.gone.contains(&candidate.content)
             || self.pinned.contains(&candidate.content)
+            || self.unshared.contains(&candidate.content)
             || (self.store.is_read(&candidate.digest) && self.store.is_small(candidate.room))
     }
 

@@ -281,7 +281,8 @@ async fn put_row(
     let Stored { len, room, now, order, fits } = stored;
     let now = to_millis(now);
     let updated = sqlx::query(
-        "UPDATE blobs SET size = $2, stored_at = $3, used_at = $3, synced = 0 WHERE content = $1",
+        "UPDATE blobs SET size = $2, stored_at = $3, used_at = $3, synced = 0, shared = 0 \
+         WHERE content = $1",
     )
     .bind(content)
     .bind(len.cast_signed())

@@ -483,7 +483,8 @@ async fn replicas_that_open_an_empty_database_at_once_all_can_use_it() {
 #[tokio::test]
 async fn a_server_that_was_killed_is_used_again_once_it_is_back() {
     let mut server = Postgres::start().await;
-    let index = Index::connect(&server.database().await).await.unwrap();
+    let index = Index::attach(&server.database().await).unwrap();
+    index.prepare().await.unwrap();
     put(&index, "blob", 5, "a.io/b").await;
     server.kill().await;
     assert!(index.blob(&digest("blob")).await.is_err());
@@ -526,7 +527,10 @@ impl Home {
     async fn try_open(&self) -> Result<Index, OpenIndexError> {
         match self {
             Self::Sqlite(directory) => Index::open(&directory.path().join("index.sqlite")).await,
-            Self::Postgres { url, .. } => Index::connect(url).await,
+            Self::Postgres { url, .. } => {
+                let index = Index::attach(url)?;
+                index.prepare().await.map(|()| index)
+            }
         }
     }
 }

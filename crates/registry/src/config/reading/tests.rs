@@ -19,6 +19,12 @@ static FILES: LazyLock<BTreeMap<PathBuf, String>> = LazyLock::new(|| {
         ("password", "it\n".to_owned()),
         ("empty", "\n".to_owned()),
         ("token", "0123456789abcdef\n".to_owned()),
+        (
+            "aws",
+            "[default]\naws_access_key_id = one\n\n[ours]\naws_access_key_id=two\n\
+             aws_secret_access_key = hunter2\n"
+                .to_owned(),
+        ),
         ("docker.json", r#"{"auths":{"y.io":{"username":"u","password":"p"}}}"#.to_owned()),
     ];
     files.into_iter().map(|(path, text)| (path.into(), text)).collect()
@@ -208,14 +214,51 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
             "pins = [\"docker.io/library/alpine\", \"alpine:3\"]",
             "1: pins[1]: `alpine:3` does not begin with a registry's host, as docker.io/library/alpine:3.* does; write HOST/NAME, HOST/NAME:TAG or HOST/NAME@DIGEST, with * for any part of it",
         ),
-        ("storage = \"s3\"", "1: storage: `s3` is not available in this version; write \"disk\""),
+        (
+            "storage = \"tape\"",
+            "1: storage: `tape` is no kind of storage; write \"disk\" or \"s3\"",
+        ),
         (
             "index = \"postgres\"",
-            "1: index: `postgres` is not available in this version; write \"sqlite\"",
+            "1: index: is not the URL of a database; write \"sqlite\", or it as in \"postgres://USER@HOST:5432/DATABASE\"",
+        ),
+        (
+            "storage = \"s3\"\n[s3]\nbucket = \"blobs\"",
+            "1: storage: replicas that share a bucket share an index, too; add index = \"postgres://HOST/DATABASE\"",
+        ),
+        (
+            "index = \"postgres://h/d\"",
+            "1: index: replicas that share an index share a bucket, too; add storage = \"s3\" and [s3], or remove it",
+        ),
+        (
+            "storage = \"s3\"\nindex = \"postgres://h/d\"",
+            "1: storage: nothing says which bucket; add [s3] with bucket = \"NAME\"",
+        ),
+        ("[s3]\nbucket = \"blobs\"", "1: s3: has no effect; add storage = \"s3\""),
+        ("[s3]\nregion = \"x\"", "1: s3: nothing says which bucket; add bucket = \"NAME\""),
+        (
+            "[s3]\nbucket = \"a b\"",
+            "2: s3.bucket: `a b` cannot be the name of a bucket; write 3 to 255 letters, digits, -, . and _",
+        ),
+        (
+            "[s3]\nbucket = \"blobs\"\nprefix = \"a/../b\"",
+            "3: s3.prefix: `a/../b` cannot begin a key; write parts of letters, digits, -, . and _, with / between them",
+        ),
+        (
+            "[s3]\nbucket = \"blobs\"\ncredentials_file = \"token\"",
+            "3: s3.credentials_file: the file has no keys under [default]; write a file with aws_access_key_id and aws_secret_access_key",
+        ),
+        (
+            "index_password_file = \"password\"",
+            "1: index_password_file: there is no database; remove it",
+        ),
+        (
+            "advertise = \"http://a:1\"",
+            "1: advertise: has no effect; remove it, or add storage = \"s3\"",
         ),
         (
             "colour = 1",
-            "1: colour: there is no such key; known here are storage, index, public_url, builtin_upstreams, listen, admin, admin_token_file, data, offline, budget, low_watermark, ttl, untagged_ttl, pins, scrub, tls_cert, tls_key, default_upstream, hosts, peers, peers_ca, upstreams",
+            "1: colour: there is no such key; known here are public_url, builtin_upstreams, listen, admin, admin_token_file, data, offline, budget, low_watermark, ttl, untagged_ttl, pins, scrub, tls_cert, tls_key, default_upstream, hosts, peers, peers_ca, storage, index, index_password_file, s3, advertise, upstreams",
         ),
         (
             "scrub = \"5m\"",
@@ -585,6 +628,58 @@ fn no_secret_is_in_a_mistake_or_in_debug_output() {
     assert!(!format!("{config:?}").contains("hunter2"));
 }
 
+const SHARED: &str = "storage = \"s3\"\nindex = \"postgres://u@h:1/d?sslmode=require\"\n";
+const BUCKET: &str = "[s3]\nbucket = \"blobs\"\n";
+
+#[test]
+fn what_replicas_share_is_understood() {
+    let text = format!(
+        "{SHARED}index_password_file = \"password\"\nadvertise = \"http://10.0.0.1:5000\"\n{BUCKET}\
+         endpoint = \"http://s3:9000\"\nprefix = \"/some/where/\"\nregion = \"r\"\nredirect = true\n\
+         budget = \"1TB\"\ncredentials_file = \"aws\"\nprofile = \"ours\""
+    );
+    let config = config(&text);
+    let shared = config.shared.as_ref().unwrap();
+    assert_eq!(shared.database.0, "postgres://u:it@h:1/d?sslmode=require");
+    assert_eq!(shared.advertise.as_ref().unwrap().as_str(), "http://10.0.0.1:5000/");
+    assert!(shared.redirect && shared.s3.path_style);
+    assert_eq!((shared.budget, shared.s3.prefix.as_str()), (Some(1_000_000_000_000), "some/where"));
+    let keys = shared.s3.keys.as_ref().unwrap();
+    assert_eq!((keys.id.as_str(), keys.secret.as_str()), ("two", "hunter2"));
+    let shown = format!("{config:?}");
+    assert!(!shown.contains("hunter2") && !shown.contains(":it@"), "{shown}");
+    assert!(self::config("").shared.is_none());
+    let usual = self::config(&format!("{SHARED}{BUCKET}")).shared.unwrap();
+    assert!(!usual.s3.path_style && !usual.redirect && usual.s3.keys.is_none());
+    assert_eq!(usual.s3.region, "us-east-1");
+}
+
+#[test]
+fn replicas_that_share_an_index_are_not_configured_and_say_where_they_are() {
+    let with = |more: &str| mistakes(&format!("{SHARED}{more}\n{BUCKET}"));
+    assert_eq!(
+        with("listen = \"0.0.0.0:5000\"\npeers = \"http://a:1\""),
+        [
+            "f.toml:1: storage: the other replicas cannot know which address of this machine is meant; add advertise = \"http://ADDRESS:PORT\"",
+            "f.toml:4: peers: replicas that share an index find each other in it; remove `peers`",
+        ]
+    );
+}
+
+#[test]
+fn a_database_url_with_something_unknown_is_refused_and_not_shown() {
+    for url in [
+        "postgres://u:hunter2@h/d?sslmode=require&hunter2=1",
+        "postgres://h/d?password=hunter2",
+        "mysql://u:hunter2@h/d",
+        "postgres://u:hunter2@h:x/d",
+    ] {
+        let found = mistakes(&format!("index = \"{url}\""));
+        assert!(found[0].starts_with("f.toml:1: index: ") && found.len() == 1, "{found:?}");
+        assert!(!found[0].contains("hunter2"), "{found:?}");
+    }
+}
+
 const DOCUMENT: &str = include_str!("../../../../../docs/configuration.md");
 
 #[test]
@@ -624,7 +719,7 @@ fn the_documents_complete_example_has_every_key_that_has_an_effect() {
 
 /// All keys, each with the table that it is in, as the reader itself lists them.
 fn known_keys() -> Vec<(&'static str, String)> {
-    let tables = ["", "[upstreams.\"x.io\"]\n", "[upstreams.\"x.io\".credentials]\n"];
+    let tables = ["", "[s3]\n", "[upstreams.\"x.io\"]\n", "[upstreams.\"x.io\".credentials]\n"];
     let keys_of = |header: &'static str| {
         let mistakes = mistakes(&format!("{header}unlike_any_other = 1"));
         let (_, known) = mistakes[0].split_once("known here are ").unwrap();
@@ -654,6 +749,7 @@ fn read_in_etc(text: &str) -> Result<Config, Vec<Mistake>> {
         (PathBuf::from("/etc/larder/client.key"), file("key.pem")),
         (PathBuf::from("/etc/larder/password"), file("password")),
         (PathBuf::from("/etc/larder/admin-token"), file("token")),
+        (PathBuf::from("/etc/larder/aws-credentials"), file("aws")),
         (PathBuf::from("/etc/larder/config.json"), login.to_owned()),
     ]);
     let (overrides, default_data) = (Overrides::default(), PathBuf::from("/default"));
