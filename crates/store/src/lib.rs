@@ -324,11 +324,12 @@ impl Store {
                 }
             }
         };
-        let works: [Pin<Box<dyn Future<Output = ()> + Send>>; 5] = [
+        let works: [Pin<Box<dyn Future<Output = ()> + Send>>; 6] = [
             Box::pin({
                 let shared = shared.clone();
                 async move { shared.prepare().await }
             }),
+            Box::pin(shared.clone().probe()),
             Box::pin(shared.clone().write_notes(noted)),
             Box::pin(shared.clone().upload(self.clone())),
             Box::pin(shared.clone().keep(self.clone())),

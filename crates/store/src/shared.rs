@@ -58,6 +58,9 @@ const PREPARE: Duration = Duration::from_secs(600);
 /// How long a start waits for the index to be prepared; then it goes on without.
 const PREPARE_AT_START: Duration = Duration::from_secs(3);
 
+/// How often a bucket that is away is asked, at most.
+const PROBE: Duration = Duration::from_secs(1);
+
 /// How long a replica is there after it was last heard of: three times what it takes to be heard of.
 const REPLICA: Duration = Duration::from_secs(3);
 
@@ -244,6 +247,17 @@ impl Shared {
                     sleep(Duration::from_secs(60)).await;
                 }
                 Ok(Err(_)) | Err(_) => sleep(Duration::from_secs(1)).await,
+            }
+        }
+    }
+
+    /// Asks the bucket while it is away: where all that is wanted is at hand, nobody else would find
+    /// out that it is back. The index is asked by every heartbeat. Ends when it is dropped.
+    pub(crate) async fn probe(self) {
+        loop {
+            sleep(PROBE).await;
+            if !self.0.bucket.is_up() {
+                self.0.bucket.probe().await;
             }
         }
     }

@@ -186,6 +186,14 @@ impl Bucket {
         self.0.breaker.may_be_asked()
     }
 
+    /// Finds out whether the server is there, by asking for something that is not.
+    pub(crate) async fn probe(&self) {
+        let path = self.0.prefix.clone().join("probe");
+        let options = GetOptions { head: true, ..GetOptions::default() };
+        // Whatever it answers.
+        let _ = self.ask(ANSWER, self.0.s3.get_opts(&path, options)).await;
+    }
+
     /// Begins to read an object: all of it, or from a byte to another one (included), or to its end.
     pub(crate) async fn get(
         &self,
