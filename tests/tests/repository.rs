@@ -14,7 +14,10 @@ use serde_json::Value;
 ///
 /// Services stand on adapters, adapters on `core`; neighbours never name each other.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("larder", &["larder-api-types", "larder-core", "larder-process", "larder-registry"]),
+    (
+        "larder",
+        &["larder-api-types", "larder-core", "larder-k8s", "larder-process", "larder-registry"],
+    ),
     (
         "larder-registry",
         &["larder-api-types", "larder-core", "larder-process", "larder-store", "larder-upstream"],
@@ -23,6 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("larder-store", &["larder-core"]),
     ("larder-upstream", &["larder-core"]),
     ("larder-cri", &["larder-core"]),
+    ("larder-k8s", &[]),
     ("larder-testkit", &["larder-core"]),
     // Whole-program tests know the program by its command line and its addresses.
     ("larder-tests", &["larder-core", "larder-cri", "larder-testkit"]),

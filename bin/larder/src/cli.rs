@@ -57,6 +57,11 @@ pub(crate) enum Command {
     /// Make the index of a store again from its blobs, when it is lost or damaged
     #[command(after_help = REBUILD_INDEX_HELP)]
     RebuildIndex(RebuildIndex),
+    /// Make RegistryCache resources of what Gardener's registry cache is configured with
+    #[command(after_help = IMPORT_GARDENER_HELP)]
+    ImportGardener(ImportGardener),
+    /// Print the definitions of the custom resources, for kubectl apply
+    Crds,
     /// Measure larder beside docker-registry and nginx on this machine
     #[command(after_help = BENCH_HELP)]
     Bench(bench::Args),
@@ -155,6 +160,14 @@ old index stays beside the new one as index.sqlite.old.
 
 Which repositories have what, and what tags named, is not in the blobs: upstream is asked for it (by
 HEAD, nothing is downloaded again) when something is next wanted, so it must be reachable.";
+
+const IMPORT_GARDENER_HELP: &str = "\
+FILE is YAML with a RegistryConfig (v1alpha1 to v1alpha3), a MirrorConfig, or the Shoot that they stand in:
+
+    larder import-gardener shoot.yaml | kubectl apply -f -
+
+Gardener's own rules count; what they would refuse is named, and the exit code is 2. What there is to do
+by hand is said on stderr.";
 
 const BENCH_HELP: &str = "\
 Everything is started on loopback, in a directory of its own, and ended and removed afterwards.
@@ -364,6 +377,17 @@ pub(crate) struct RebuildIndex {
     /// The directory of the store
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) data: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ImportGardener {
+    /// The file
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// The namespace that the caches are to be in
+    #[arg(long, value_name = "NAME", default_value = "larder")]
+    pub(crate) namespace: String,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -12,6 +12,7 @@ mod export;
 mod failure;
 mod gc;
 mod import;
+mod import_gardener;
 mod ls;
 mod pin;
 mod progress;
@@ -58,6 +59,8 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
         Command::Import(command) => import::run(&command),
         Command::Verify(command) => verify::run(&command),
         Command::RebuildIndex(command) => rebuild_index::run(&command),
+        Command::ImportGardener(command) => import_gardener::run(&command),
+        Command::Crds => import_gardener::print_definitions(),
         Command::Bench(args) => bench::run(args),
         Command::Completion { shell } => {
             let mut script = Vec::new();

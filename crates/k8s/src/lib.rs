@@ -1,0 +1,16 @@
+//! Larder's custom resources, and the objects of others that become them.
+//!
+//! - [`cache`]: [`RegistryCache`], one cache for many upstreams;
+//! - [`gardener`]: what Gardener's registry-cache and registry-mirror extensions are configured with;
+//! - [`manifest`]: YAML, as it is in files.
+//!
+//! What a resource may not be is said in its schema, so that the API server refuses it.
+
+pub mod cache;
+pub mod gardener;
+pub mod manifest;
+
+pub use cache::{RegistryCache, RegistryCacheSpec, RegistryCacheStatus};
+
+/// The group of all of them.
+pub const GROUP: &str = "larder.dev";
