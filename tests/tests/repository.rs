@@ -14,7 +14,11 @@ use serde_json::Value;
 ///
 /// Services stand on adapters, adapters on `core`; neighbours never name each other.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("larder", &["larder-api-types", "larder-core", "larder-process", "larder-registry"]),
+    (
+        "larder",
+        &["larder-agent", "larder-api-types", "larder-core", "larder-process", "larder-registry"],
+    ),
+    ("larder-agent", &["larder-core", "larder-cri", "larder-process", "larder-upstream"]),
     (
         "larder-registry",
         &["larder-api-types", "larder-core", "larder-process", "larder-store", "larder-upstream"],

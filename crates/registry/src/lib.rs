@@ -14,6 +14,7 @@
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
 //! - `course`, `peers`, `peer`: whom it is asked for, and the replicas among those;
 //! - `content`, `respond`, `refusal`: what clients are sent;
+//! - `builtin`: the image that is there whatever the upstreams;
 //! - `verify`: reading again what is stored, and fetching again what is bad;
 //! - `api`: the REST API for people and programs that run the cache.
 //!
@@ -27,6 +28,7 @@
 mod absent;
 mod api;
 mod blobs;
+mod builtin;
 mod catalog;
 pub mod config;
 mod content;
