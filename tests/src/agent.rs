@@ -25,13 +25,14 @@ pub struct Agent {
 #[derive(Debug)]
 pub struct Settings {
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
     scratch: Scratch,
 }
 
 impl Agent {
     /// Begins settings.
     pub fn settings() -> Settings {
-        Settings { arguments: Vec::new(), scratch: Scratch::new() }
+        Settings { arguments: Vec::new(), variables: Vec::new(), scratch: Scratch::new() }
     }
 
     /// `http://127.0.0.1:PORT` followed by `path`.
@@ -149,6 +150,13 @@ impl Settings {
         self
     }
 
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Adds a cache.
     #[must_use]
     pub fn cache(self, url: &str) -> Self {
@@ -220,6 +228,7 @@ impl Settings {
             command.arg("--certs-dir").arg(self.scratch.join("certs.d"));
         }
         command.args(&self.arguments);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 }

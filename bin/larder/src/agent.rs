@@ -27,7 +27,7 @@ use crate::server;
 
 /// The most threads that answer runtimes. One passes on more than most networks carry; a node is
 /// there for others.
-const MAX_THREADS: usize = 4;
+const MAX_THREADS: usize = 2;
 
 /// How long to wait at the end for threads that are still busy.
 const LAST_THREADS: Duration = Duration::from_secs(2);

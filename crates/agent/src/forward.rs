@@ -29,7 +29,7 @@ const SMALL: u64 = 1 << 20;
 const MAX_ASKED: usize = 3;
 
 /// How long a replica may be silent until the others are looked at: they may be gone, too.
-const DOUBT: Duration = Duration::from_millis(40);
+const DOUBT: Duration = Duration::from_millis(30);
 
 /// What is said about the connection to the replica, and not about the answer.
 const OF_THE_CONNECTION: [HeaderName; 4] = [
