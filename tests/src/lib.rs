@@ -10,7 +10,7 @@
 //! - [`docker_registry`], [`containerd`], [`docker`], [`podman`], [`skopeo`], [`copier`]: its peers;
 //!   [`client`]: any of those that pull; [`suite`], [`root`]: those of newer Debians;
 //! - [`scene`], [`replicas`]: the usual scenes;
-//! - [`line`]: a connection between two of them that can be broken;
+//! - [`mod@line`]: a connection between two of them that can be broken;
 //! - [`http`]: a client that sees what real ones hide, such as how a body ended;
 //! - [`process`], [`scratch`], [`memory`]: children, folders and their ends.
 //!

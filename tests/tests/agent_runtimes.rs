@@ -68,6 +68,21 @@ async fn the_check_says_which_line_of_containerd_to_change() {
 }
 
 #[tokio::test]
+async fn settings_that_cannot_be_meant_are_refused_with_what_to_write() {
+    let without = Agent::settings().run(&[]).await;
+    assert_eq!(without.code, Some(2));
+    assert!(without.stderr.contains("give --cache http://10.0.0.1:5000"), "{}", without.stderr);
+    let wrong =
+        Agent::settings().config("zone = \"a\"\n[[caches]]\nurl = \"http://u:hunter2@x\"\n");
+    let wrong = wrong.run(&[]).await;
+    assert_eq!(wrong.code, Some(2));
+    assert!(!wrong.stderr.contains("hunter2"), "{}", wrong.stderr);
+    let unknown = Agent::settings().config("zone = \"a\"\ncache = 1\n").run(&[]).await;
+    assert_eq!(unknown.code, Some(2));
+    assert!(unknown.stderr.contains("agent.toml:2: unknown field `cache`"), "{}", unknown.stderr);
+}
+
+#[tokio::test]
 async fn podman_pulls_through_the_agent_and_past_it() {
     let scene = Scene::new().await;
     let (upstream, cache) = (&scene.upstream, &scene.larder);

@@ -130,6 +130,10 @@ pub(crate) fn run(command: &Agent) -> Result<(), Failure> {
         Some(Act::Cleanup) => return cleanup(&settings),
         Some(Act::Check) => return check(&settings),
         Some(Act::SelfTest) => return test(&settings),
+        None if settings.caches.is_empty() => {
+            let advice = "no cache is named; give --cache http://10.0.0.1:5000, or [[caches]] in the configuration";
+            return Err(Failure::Usage(anyhow!(advice)));
+        }
         None => {}
     }
     logs::init(command.log_format.into(), &command.log_level).context("beginning to log")?;
