@@ -60,6 +60,7 @@ test-crates: build
 
 # Nothing is skipped for want of a peer.
 test-full: export LARDER_ALL_PEERS = 1
+test-full: export LARDER_AGENT_PAIRS = 20
 test-full: test-deps check licences
 	cargo build --locked --release --package larder
 	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 LARDER_SHARED_ROUNDS=20 \

@@ -155,6 +155,16 @@ impl Containerd {
         socket(&self.scratch)
     }
 
+    /// Where it looks for mirrors.
+    pub fn certs_dir(&self) -> PathBuf {
+        self.scratch.join("certs.d")
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> PathBuf {
+        self.scratch.join("config.toml")
+    }
+
     /// Makes it ask `mirror` (a URL) for images of `host`, and then `server`.
     pub fn mirror(&self, host: &str, server: &str, mirror: &str) {
         let hosts = format!(

@@ -249,20 +249,24 @@ impl Settings {
         command
     }
 
-    /// The program with nothing of whoever runs the tests: no settings, no credentials, no proxies.
     fn bare_command(&self) -> Command {
-        let mut command = Command::new(program());
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LARDER_") {
-                command.env_remove(name);
-            }
-        }
-        command.env("HOME", self.scratch.folder("home"));
-        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "DOCKER_CONFIG"] {
-            command.env_remove(name).env_remove(name.to_lowercase());
-        }
-        command
+        bare_command(&self.scratch)
     }
+}
+
+/// The program with nothing of whoever runs the tests: no settings, no credentials, no proxies.
+pub(crate) fn bare_command(scratch: &Scratch) -> Command {
+    let mut command = Command::new(program());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LARDER_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("HOME", scratch.folder("home"));
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "DOCKER_CONFIG"] {
+        command.env_remove(name).env_remove(name.to_lowercase());
+    }
+    command
 }
 
 /// Where the program is: `LARDER_BIN`, or what Cargo built beside these tests.

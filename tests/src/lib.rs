@@ -6,10 +6,11 @@
 //!   └── Containerd, Podman, Skopeo ─┘               real clients, with storage of their own
 //! ```
 //!
-//! - [`larder`]: the program under test, known by its command line and its addresses only;
+//! - [`larder`], [`agent`]: the program under test, known by its command line and its addresses only;
 //! - [`docker_registry`], [`containerd`], [`docker`], [`podman`], [`skopeo`], [`copier`]: its peers;
 //!   [`client`]: any of those that pull; [`suite`], [`root`]: those of newer Debians;
-//! - [`scene`]: the usual scene;
+//! - [`scene`], [`replicas`]: the usual scenes;
+//! - [`mod@line`]: a connection between two of them that can be broken;
 //! - [`http`]: a client that sees what real ones hide, such as how a body ended;
 //! - [`process`], [`scratch`], [`memory`]: children, folders and their ends.
 //!
@@ -19,6 +20,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a harness, what cannot go on is a failed test")]
 
+pub mod agent;
 pub mod client;
 pub mod containerd;
 pub mod copier;
@@ -26,9 +28,11 @@ pub mod docker;
 pub mod docker_registry;
 pub mod http;
 pub mod larder;
+pub mod line;
 pub mod memory;
 pub mod metrics;
 pub mod podman;
+pub mod replicas;
 pub mod root;
 pub mod scene;
 pub mod scratch;
@@ -36,6 +40,7 @@ pub mod skopeo;
 pub mod strace;
 pub mod suite;
 
+pub use agent::Agent;
 pub use client::Client;
 pub use containerd::{Containerd, Generation};
 pub use copier::Copier;
@@ -44,5 +49,6 @@ pub use docker_registry::DockerRegistry;
 pub use larder::Larder;
 pub use larder_testkit::process;
 pub use podman::Podman;
+pub use replicas::Replicas;
 pub use scene::Scene;
 pub use skopeo::Skopeo;

@@ -58,6 +58,16 @@ pub fn anonymous_bytes(pid: Pid) -> Option<u64> {
     Some(kilobytes << 10)
 }
 
+/// Memory that a process takes of the machine, in bytes: what it shares with others counts for each in
+/// equal parts. `None` if there is no such process.
+pub fn proportional_bytes(pid: Pid) -> Option<u64> {
+    let path = format!("/proc/{}/smaps_rollup", pid.as_raw_nonzero());
+    let rollup = fs::read_to_string(path).ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes << 10)
+}
+
 /// How many files and sockets a process has open; `None` if there is no such process.
 pub fn open_files(pid: Pid) -> Option<usize> {
     Some(fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).ok()?.count())

@@ -22,15 +22,17 @@ impl Podman {
     /// Makes its folders. It asks `mirror` (`HOST[/PATH]`, by plain HTTP) for images of `host`, and
     /// then `server` (`HOST`).
     pub fn with_mirror(host: &str, server: &str, mirror: &str) -> Self {
+        Self::with_registries(&format!(
+            "unqualified-search-registries = []\n\
+             [[registry]]\nprefix = \"{host}\"\nlocation = \"{server}\"\ninsecure = true\n\
+             [[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
+        ))
+    }
+
+    /// Makes its folders, with this `registries.conf`.
+    pub fn with_registries(text: &str) -> Self {
         let scratch = Scratch::new();
-        scratch.write(
-            "registries.conf",
-            &format!(
-                "unqualified-search-registries = []\n\
-                 [[registry]]\nprefix = \"{host}\"\nlocation = \"{server}\"\ninsecure = true\n\
-                 [[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = true\n"
-            ),
-        );
+        scratch.write("registries.conf", text);
         scratch.write("containers.conf", "[engine]\nevents_logger = \"file\"\n");
         scratch.write("policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
         Self { root: None, scratch }

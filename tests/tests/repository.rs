@@ -16,8 +16,16 @@ use serde_json::Value;
 const ARROWS: &[(&str, &[&str])] = &[
     (
         "larder",
-        &["larder-api-types", "larder-core", "larder-k8s", "larder-process", "larder-registry"],
+        &[
+            "larder-agent",
+            "larder-api-types",
+            "larder-core",
+            "larder-k8s",
+            "larder-process",
+            "larder-registry",
+        ],
     ),
+    ("larder-agent", &["larder-core", "larder-cri", "larder-process", "larder-upstream"]),
     (
         "larder-registry",
         &["larder-api-types", "larder-core", "larder-process", "larder-store", "larder-upstream"],

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use larder_process::logs;
 
+use crate::agent::Agent;
 use crate::bench;
 use crate::server;
 use crate::settings::{Settings, Sources};
@@ -23,6 +24,9 @@ pub(crate) enum Command {
     /// Serve images: those in the store, and those of upstreams on their way into it
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
+    /// Answer the runtimes of this node from the cache, and have them ask here first
+    #[command(after_help = AGENT_HELP)]
+    Agent(Agent),
     /// Say what works and what does not between here and an upstream
     #[command(after_help = CHECK_HELP)]
     Check(Check),
@@ -117,6 +121,14 @@ Without any flag, Docker Hub and the other well-known registries are served on 1
 
 Flags override variables, and variables override the file.
 SIGTERM and SIGINT stop: what is being sent is finished first. A second one ends at once.";
+
+const AGENT_HELP: &str = "\
+Runs on each node, as root. Once the cache answers, containerd is told to ask here first:
+
+    larder agent --cache http://10.0.0.1:5000
+
+Whatever is wrong with the cache, pulls go on to the registries themselves. When the agent ends, all
+files are as they were before. docs/agent.md says what it writes where.";
 
 const CHECK_HELP: &str = "\
 Each address of the upstream is tested by itself, step by step: name, connection, proxy, TLS, registry,
@@ -432,7 +444,7 @@ mod tests {
     fn every_flag_and_variable_is_in_the_document() {
         let document = include_str!("../../../docs/configuration.md");
         let command = Cli::command();
-        let names = ["serve", "check", "check-config"];
+        let names = ["serve", "agent", "check", "check-config"];
         let of_a_server = [
             "ls",
             "du",
@@ -448,6 +460,9 @@ mod tests {
         for name in names.into_iter().chain(of_a_server) {
             let command = command.find_subcommand(name).unwrap();
             for argument in command.get_arguments() {
+                if argument.is_hide_set() {
+                    continue;
+                }
                 let Some(flag) = argument.get_long().filter(|it| *it != "help") else { continue };
                 let is_there = [" ", "`"].map(|end| document.contains(&format!("`--{flag}{end}")));
                 assert!(is_there.contains(&true), "{name} --{flag}");

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration.
 
+mod agent;
 mod archive;
 mod bench;
 mod check;
@@ -47,6 +48,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let (_, matches) = matches.subcommand().expect("clap requires a command");
     match cli.command {
         Command::Serve(command) => serve::run(&command, matches),
+        Command::Agent(command) => agent::run(&command),
         Command::Check(command) => check::run(&command, matches),
         Command::CheckConfig(command) => check_config::run(&command, matches),
         Command::Ls(command) => ls::run(&command),

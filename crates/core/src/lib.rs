@@ -19,9 +19,11 @@
 //! - [`eviction`]: what goes first when the budget is full;
 //! - [`retention`]: how long content may go unused, and what must stay;
 //! - [`owner`]: which of several replicas a blob belongs to;
+//! - [`builtin`]: a tiny image that every cache has;
 //! - [`size`]: amounts of bytes as people write them.
 
 pub mod address;
+pub mod builtin;
 pub mod digest;
 pub mod eviction;
 pub mod freshness;

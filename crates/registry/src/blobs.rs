@@ -117,7 +117,12 @@ impl Registry {
         Ok(Some(blob))
     }
 
-    pub(crate) fn wanted(&self, ask: &Ask<'_>, digest: &Digest, shared: Option<&SharedBlob>) -> Wanted {
+    pub(crate) fn wanted(
+        &self,
+        ask: &Ask<'_>,
+        digest: &Digest,
+        shared: Option<&SharedBlob>,
+    ) -> Wanted {
         Wanted {
             shared: shared.cloned(),
             upstream: Arc::clone(&ask.upstream),

@@ -162,7 +162,8 @@ impl Again {
         let cause = error as &dyn std::error::Error;
         warn!(blob.digest = %digest, error = cause, "fetching {digest} again");
         registry.metrics.store_error(StoreOp::Read);
-        let wanted = Wanted { shared: None, upstream, name, digest, peers: Arc::new([]) };
+        let (shared, peers, is_offline) = (None, Arc::from([]), false);
+        let wanted = Wanted { shared, is_offline, upstream, name, digest, peers };
         let progress = registry.fills.join(wanted.clone()).progress;
         let (at, end) = (stored.at, Some(stored.end));
         Step::Become(Box::new(Reader::Following(Follower { progress, wanted, at, end })))

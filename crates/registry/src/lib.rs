@@ -14,6 +14,7 @@
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
 //! - `course`, `peers`, `peer`: whom it is asked for, and the replicas among those;
 //! - `content`, `respond`, `refusal`: what clients are sent;
+//! - `builtin`: the image that is there whatever the upstreams;
 //! - `upstreams`, `upstream`, `roster`, `reload`: where content comes from, which may change meanwhile;
 //! - `tier`: whether what replicas share is there;
 //! - `verify`: reading again what is stored, and fetching again what is bad;
@@ -30,6 +31,7 @@
 mod absent;
 mod api;
 mod blobs;
+mod builtin;
 mod catalog;
 pub mod config;
 mod content;
@@ -52,8 +54,8 @@ mod roster;
 mod service;
 mod source;
 mod tags;
-mod upstream;
 mod tier;
+mod upstream;
 mod upstreams;
 mod verify;
 mod warm;

@@ -17,6 +17,7 @@ use larder_upstream::X_LARDER_PEER;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::absent::Absent;
+use crate::builtin;
 use crate::fills::Fills;
 use crate::manifests::Manifests;
 use crate::metrics::{Kind, Metrics, Outcome, Sequence, StoreOp, UpstreamMetrics};
@@ -156,6 +157,9 @@ impl Service {
             None => return Err(Refusal::no_such_path()),
         };
         seen.kind = kind.kind();
+        if builtin::is_meant(&name, request.uri.query()) {
+            return builtin::answer(&name, &kind);
+        }
         let ask = self.address(request, &name, seen)?;
         match kind {
             What::Manifest(reference) => self.registry.manifest(&ask, &reference).await,
@@ -215,7 +219,7 @@ impl Service {
 }
 
 /// What a request is for, parsed.
-enum What {
+pub(crate) enum What {
     Manifest(larder_core::Reference),
     Blob(larder_core::Digest),
     Tags,

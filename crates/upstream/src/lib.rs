@@ -52,7 +52,7 @@ pub use credentials::{Credentials, CredentialsError, CredentialsProblem};
 pub use docker_config::ParseDockerConfigError;
 pub use error::{Cause, Error, SetupError};
 pub use reach::Reach;
-pub use replica::{Replica, ReplicaSettings, X_LARDER_PEER};
+pub use replica::{Passed, Replica, ReplicaSettings, X_LARDER_PEER};
 pub use secret::Secret;
 pub use settings::{MAX_URLS, Settings};
 pub use url::Url;

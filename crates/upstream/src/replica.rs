@@ -1,4 +1,4 @@
-//! Another replica of this cache, as a client.
+//! A replica of the cache, as a client: another replica, or the agent of a node.
 //!
 //! It speaks the same protocol as an upstream, and is otherwise nothing like one: it never asks who
 //! we are, it is next door, and whoever cannot have something from it goes on elsewhere at once. So
@@ -16,6 +16,7 @@ use larder_core::{Digest, Host, Repository};
 use url::Url;
 
 use crate::Observer;
+use crate::body::Body;
 use crate::client::{self, Blob};
 use crate::error::{Again, Error, SetupError};
 use crate::header;
@@ -24,6 +25,9 @@ use crate::transport::{Answer, Request, Transport};
 
 /// Says which process asks, and which one answers. Whoever is asked with it asks no further replica.
 pub const X_LARDER_PEER: HeaderName = HeaderName::from_static("x-larder-peer");
+
+/// The longest answer to a greeting that is read: `{}`, and whatever stands between us may add.
+const MAX_GREETING: usize = 64 << 10;
 
 /// How to reach one replica.
 #[derive(Clone, Debug)]
@@ -54,6 +58,19 @@ struct Inner {
     transport: Transport,
 }
 
+/// An answer as the replica gave it.
+#[derive(Debug)]
+pub struct Passed {
+    /// Its status, whatever that is.
+    pub status: StatusCode,
+    /// Its headers, those of the connection too.
+    pub headers: HeaderMap,
+    /// How many bytes the body is to have, if it has one and says so.
+    pub length: Option<u64>,
+    /// The bytes. They are not verified. Empty for a HEAD.
+    pub body: Body,
+}
+
 impl Replica {
     /// A client with connections of its own. Nothing is asked yet, but the file that `settings` name
     /// is read, blocking.
@@ -71,8 +88,9 @@ impl Replica {
         Ok(Self(Arc::new(Inner { base, me, transport })))
     }
 
-    /// Asks which process answers there. It touches neither its store nor anybody else, so one that
-    /// does not answer soon is not there, however long what it is doing for us may take.
+    /// Asks which process answers there, and waits for all of the answer. It touches neither its store
+    /// nor anybody else, so one that does not answer soon is not there, however long what it is doing
+    /// for us may take.
     ///
     /// # Errors
     ///
@@ -80,7 +98,10 @@ impl Replica {
     pub async fn greet(&self) -> Result<String, Error> {
         let answer = self.ask("v2/".to_owned(), None, HeaderMap::new()).await?;
         let name = header::text(&answer.headers, &X_LARDER_PEER).map(str::to_owned);
-        name.ok_or_else(|| Error::Protocol(format!("{} is no replica of Larder", answer.who())))
+        let no_replica = Error::Protocol(format!("{} is no replica of Larder", answer.who()));
+        // One that begins to answer and does not go on is not there either.
+        answer.read(MAX_GREETING).await?;
+        name.ok_or(no_replica)
     }
 
     /// Begins to fetch a blob of `host`'s `repository`, as [`crate::Client::blob`] does.
@@ -102,6 +123,32 @@ impl Replica {
         client::blob_of(self.ask(path, Some(query), headers).await?, range)
     }
 
+    /// Passes a client's request on as it is: `path` begins with `v2/`. Redirects are not followed.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`, and `Unavailable` without a status: there was no answer. Any answer is none of
+    /// them.
+    pub async fn pass(
+        &self,
+        method: Method,
+        path: &str,
+        query: Option<&str>,
+        headers: HeaderMap,
+    ) -> Result<Passed, Error> {
+        let is_head = method == Method::HEAD;
+        let url = self.0.base.at(path, query);
+        let answer = self.send(&Request { headers, ..Request::new(method, url) }).await?;
+        let length = if is_head { None } else { header::length(&answer.headers) };
+        let (status, headers) = (answer.status, answer.headers.clone());
+        Ok(Passed { status, headers, length, body: answer.into_body(length) })
+    }
+
+    /// Whether what is said to it can be read by others on the way.
+    pub fn is_plain(&self) -> bool {
+        self.0.base.is_plain()
+    }
+
     async fn ask(
         &self,
         path: String,
@@ -110,18 +157,21 @@ impl Replica {
     ) -> Result<Answer, Error> {
         headers.insert(X_LARDER_PEER, self.0.me.clone());
         let url = self.0.base.at(&path, query.as_deref());
-        let request = Request { headers, ..Request::new(Method::GET, url) };
-        let answer = match self.0.transport.hop(&request, None, false).await {
-            // A connection that was kept from before, and that the other side has closed meanwhile.
-            Err(failure) if failure.again == Again::AtOnce => {
-                self.0.transport.hop(&request, None, false).await
-            }
-            answer => answer,
-        };
-        let answer = answer.map_err(|failure| failure.error)?;
+        let answer = self.send(&Request { headers, ..Request::new(Method::GET, url) }).await?;
         match answer.status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(answer),
             _ => Err(answer.into_failure().error),
         }
+    }
+
+    async fn send(&self, request: &Request) -> Result<Answer, Error> {
+        let answer = match self.0.transport.hop(request, None, false).await {
+            // A connection that was kept from before, and that the other side has closed meanwhile.
+            Err(failure) if failure.again == Again::AtOnce => {
+                self.0.transport.hop(request, None, false).await
+            }
+            answer => answer,
+        };
+        answer.map_err(|failure| failure.error)
     }
 }

@@ -31,10 +31,18 @@ enum After {
 }
 
 /// Answers requests until the client or a fault ends the connection.
+/// The first byte of a TLS connection (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
 pub(super) async fn serve_connection(shared: Arc<Shared>, listener: Listener, stream: TcpStream) {
     // Small answers would otherwise wait for acknowledgements.
     let _ = stream.set_nodelay(true);
     let mut stream = BufReader::new(stream);
+    // Some clients try to encrypt first, and go on without if they are answered in the clear.
+    if stream.fill_buf().await.is_ok_and(|bytes| bytes.first() == Some(&TLS_HANDSHAKE)) {
+        let _ = stream.get_mut().write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n").await;
+        return;
+    }
     // A broken connection is the client's affair, or what the test wanted.
     while let Ok(Some(request)) = read_request(&mut stream, listener).await {
         match serve_request(&shared, request, stream.get_mut()).await {

@@ -54,6 +54,25 @@ async fn a_replica_is_connected_to_where_its_name_was_found() {
     assert_eq!(replica.greet().await.unwrap(), "you");
 }
 
+#[tokio::test]
+async fn what_a_client_asks_is_passed_on_and_any_answer_is_one() {
+    for status in [200, 206, 302, 401, 404, 416, 500, 503] {
+        let fake = Fake::start(move |_| with(status, &[("x-request-id", "7")], "hello\n")).await;
+        let mut headers = http::HeaderMap::new();
+        headers.insert("range", "bytes=0-5".parse().unwrap());
+        let (path, query) = ("v2/team/app/manifests/1", Some("ns=docker.io"));
+        let passed = replica(&fake).pass(http::Method::GET, path, query, headers).await.unwrap();
+        assert_eq!((passed.status.as_u16(), passed.length), (status, Some(6)));
+        assert_eq!(passed.headers["x-request-id"], "7");
+        let pieces: Vec<_> = passed.body.map(Result::unwrap).collect().await;
+        assert_eq!(pieces.concat(), b"hello\n");
+        let seen = fake.seen();
+        assert_eq!((seen.len(), seen[0].header("range")), (1, "bytes=0-5"));
+        assert_eq!(seen[0].uri.to_string(), "/v2/team/app/manifests/1?ns=docker.io");
+        assert_eq!(seen[0].header("x-larder-peer"), "", "a client is no replica");
+    }
+}
+
 fn settings_of(url: &Url) -> ReplicaSettings {
     ReplicaSettings {
         url: url.clone(),

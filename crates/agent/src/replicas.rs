@@ -1,0 +1,171 @@
+//! All replicas that are known, and whom a request is for.
+
+use std::sync::Arc;
+
+use larder_core::{Digest, owner};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::known::LastKnown;
+use crate::replica::{Place, Replica};
+
+/// The most replicas that are known at a time: each has a pool of connections and is greeted now and
+/// then.
+const MAX_REPLICAS: usize = 64;
+
+/// The replicas. Clones are the same ones.
+#[derive(Clone, Debug)]
+pub(crate) struct Replicas(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// What this process calls itself when it greets.
+    me: String,
+    zone: Option<String>,
+    members: RwLock<Arc<[Arc<Replica>]>>,
+}
+
+impl Replicas {
+    /// None yet. `zone`: the one that this node is in.
+    pub(crate) fn new(me: String, zone: Option<String>) -> Self {
+        let members = RwLock::new(Vec::new().into());
+        Self(Arc::new(Inner { me, zone, members }))
+    }
+
+    /// Those that can be asked for `key`, its owner first: all who know the same replicas agree on it.
+    /// Replicas of the own zone go before all others.
+    pub(crate) fn order(&self, key: &Digest) -> Vec<Arc<Replica>> {
+        let members = Arc::clone(&self.0.members.read());
+        let live = members.iter().filter(|it| it.may_be_up()).cloned();
+        let mut order = owner::order(key, live, |it| it.name());
+        if self.0.zone.is_some() {
+            order.sort_by_key(|it| it.place().zone != self.0.zone);
+        }
+        order
+    }
+
+    /// Whether there is one that may answer.
+    pub(crate) fn may_answer(&self) -> bool {
+        self.0.members.read().iter().any(|it| it.may_be_up())
+    }
+
+    /// Looks whether the others are there, as `one` is silent: whoever has to pass it over should know
+    /// by then. Does not wait for what comes of it.
+    pub(crate) fn doubt_all_but(&self, one: &Arc<Replica>) {
+        let members = Arc::clone(&self.0.members.read());
+        for other in members.iter().filter(|it| it.is_in_doubt() && !Arc::ptr_eq(it, one)) {
+            let other = Arc::clone(other);
+            tokio::spawn(async move { other.is_there().await });
+        }
+    }
+
+    /// How many are known, and how many of them are there.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let members = self.0.members.read();
+        (members.len(), members.iter().filter(|it| it.is_up()).count())
+    }
+
+    /// Adopts what `source` says, until `stopping`. Before it has said anything, the last known ones
+    /// count.
+    pub(crate) async fn follow(
+        self,
+        mut source: watch::Receiver<Option<Vec<Place>>>,
+        last_known: LastKnown,
+        stopping: CancellationToken,
+    ) {
+        if source.borrow().is_none() {
+            self.adopt(last_known.read().await);
+        }
+        loop {
+            let said = source.borrow_and_update().clone();
+            if let Some(places) = said {
+                last_known.write(places.clone()).await;
+                self.adopt(places);
+            }
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                changed = source.changed() => if changed.is_err() {
+                    // Nobody will say more.
+                    return stopping.cancelled().await;
+                },
+            }
+        }
+    }
+
+    /// Has `places` be all there are. Those that were known stay as they are.
+    fn adopt(&self, mut places: Vec<Place>) {
+        places.sort_by_key(Place::name);
+        places.dedup_by_key(|place| place.name());
+        places.truncate(MAX_REPLICAS);
+        let before = Arc::clone(&self.0.members.read());
+        let mut members = Vec::new();
+        for place in places {
+            if let Some(same) = before.iter().find(|it| *it.place() == place) {
+                members.push(Arc::clone(same));
+                continue;
+            }
+            let name = place.name();
+            match Replica::new(place, &self.0.me) {
+                Ok(replica) => {
+                    info!(replica = name, "asking {name}");
+                    members.push(replica);
+                }
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    warn!(error, "{name} cannot be asked");
+                }
+            }
+        }
+        for gone in before.iter().filter(|it| !members.iter().any(|new| Arc::ptr_eq(new, it))) {
+            info!(replica = gone.name(), "asking {} no more", gone.name());
+        }
+        *self.0.members.write() = members.into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn those_who_stay_stay_as_they_are_and_each_is_there_once() {
+        let replicas = Replicas::new("me".to_owned(), None);
+        replicas.adopt(vec![place(1, None), place(2, None)]);
+        let before = Arc::clone(&replicas.0.members.read());
+        replicas.adopt(vec![place(3, None), place(2, None), place(3, None)]);
+        let after = Arc::clone(&replicas.0.members.read());
+        let names: Vec<&str> = after.iter().map(|it| it.name()).collect();
+        assert_eq!(names, ["http://127.0.0.2:1", "http://127.0.0.3:1"]);
+        assert!(Arc::ptr_eq(&before[1], &after[0]));
+    }
+
+    #[tokio::test]
+    async fn the_own_zone_goes_first_and_owners_are_the_ones_that_replicas_agree_on() {
+        let places = |zones: [Option<&str>; 3]| {
+            zones.iter().zip(1..).map(|(zone, n)| place(n, *zone)).collect::<Vec<_>>()
+        };
+        let key = Digest::sha256_of(b"blob");
+        let order = |mine: Option<&str>, zones| {
+            let replicas = Replicas::new("me".to_owned(), mine.map(str::to_owned));
+            replicas.adopt(places(zones));
+            let order = replicas.order(&key);
+            order.iter().map(|it| it.name().to_owned()).collect::<Vec<_>>()
+        };
+        let names = ["http://127.0.0.1:1", "http://127.0.0.2:1", "http://127.0.0.3:1"];
+        let agreed = owner::order(&key, names, |it| it);
+        assert_eq!(order(None, [Some("a"), Some("b"), None]), agreed);
+        for (n, name) in names.iter().enumerate() {
+            let mut zones = [Some("b"); 3];
+            zones[n] = Some("a");
+            let order = order(Some("a"), zones);
+            assert_eq!((order[0].as_str(), order.len()), (*name, 3));
+        }
+    }
+
+    fn place(n: u8, zone: Option<&str>) -> Place {
+        let url = format!("http://127.0.0.{n}:1").parse().unwrap();
+        Place { url, address: None, zone: zone.map(str::to_owned), ca: None }
+    }
+}

@@ -1,0 +1,150 @@
+//! When the mirror entries are there: while they work.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::metrics::Metrics;
+use crate::mirrors::{Entries, RecordError, Report, Runtime};
+
+/// How long the endpoint may work for nobody until the entries are withdrawn. Before that it answers
+/// 503 at once, which costs next to nothing; files that come and go with each hiccup would cost more.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// How long the endpoint may take to answer before entries are written.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// How long until it is asked again.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Has the entries be there while `works`, and cancels `withdrawn` when they are gone for good, after
+/// `stopping`.
+pub(super) async fn keep(
+    entries: Entries,
+    runtimes: Vec<Runtime>,
+    endpoint: SocketAddr,
+    mut works: watch::Receiver<bool>,
+    metrics: Metrics,
+    stopping: CancellationToken,
+    withdrawn: CancellationToken,
+) {
+    let keeper = Keeper { entries: Arc::new(Mutex::new(entries)), runtimes, metrics };
+    keeper.metrics.mirrors(&keeper.runtimes, &Report::default());
+    let keeping = async {
+        loop {
+            // Written by now, by this process or an earlier one, or withdrawn.
+            let is_working = *works.borrow_and_update();
+            if is_working {
+                tokio::select! {
+                    () = answering(endpoint) => keeper.write().await,
+                    () = until(&mut works, false) => continue,
+                }
+            } else {
+                tokio::select! {
+                    () = until(&mut works, true) => continue,
+                    () = sleep(GRACE) => keeper.withdraw(false).await,
+                }
+            }
+            if works.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        () = keeping => {}
+    }
+    keeper.withdraw(true).await;
+    withdrawn.cancel();
+}
+
+struct Keeper {
+    entries: Arc<Mutex<Entries>>,
+    runtimes: Vec<Runtime>,
+    metrics: Metrics,
+}
+
+impl Keeper {
+    async fn write(&self) {
+        let report = self.blocking(|entries| Ok(entries.write())).await;
+        self.say(&report, "written");
+        for (runtime, path) in &report.changed {
+            if let Some(restart) = runtime.restart() {
+                let name = runtime.as_str();
+                warn!("{name} does not read {} before it is told to: {restart}", path.display());
+            }
+        }
+    }
+
+    async fn withdraw(&self, all: bool) {
+        let report = self.blocking(move |entries| entries.withdraw(all)).await;
+        self.say(&report, "put back");
+    }
+
+    fn say(&self, report: &Report, done: &str) {
+        for (runtime, path) in &report.changed {
+            info!(runtime = runtime.as_str(), "{} is {done}", path.display());
+        }
+        for note in &report.notes {
+            warn!("{note}");
+        }
+        self.metrics.mirrors(&self.runtimes, report);
+    }
+
+    async fn blocking(
+        &self,
+        work: impl FnOnce(&mut Entries) -> Result<Report, RecordError> + Send + 'static,
+    ) -> Report {
+        let entries = Arc::clone(&self.entries);
+        let done = tokio::task::spawn_blocking(move || work(&mut entries.lock())).await;
+        match done {
+            Ok(Ok(report)) => report,
+            Ok(Err(error)) => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the mirror entries stay as they are"
+                );
+                Report::default()
+            }
+            Err(error) => {
+                warn!("the mirror entries stay as they are: {error}");
+                Report::default()
+            }
+        }
+    }
+}
+
+/// Returns once it works, or does not.
+async fn until(works: &mut watch::Receiver<bool>, is_working: bool) {
+    if works.wait_for(|works| *works == is_working).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Returns once the endpoint answers.
+async fn answering(endpoint: SocketAddr) {
+    while !answers(endpoint).await {
+        sleep(AGAIN).await;
+    }
+}
+
+/// Whether `/v2/` is answered with 200, as a runtime would ask it.
+async fn answers(endpoint: SocketAddr) -> bool {
+    let ask = async {
+        let mut socket = TcpStream::connect(endpoint).await?;
+        let request = format!("GET /v2/ HTTP/1.1\r\nhost: {endpoint}\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await?;
+        let mut status = [0; 12];
+        socket.read_exact(&mut status).await?;
+        Ok::<bool, std::io::Error>(status == *b"HTTP/1.1 200")
+    };
+    timeout(ANSWER, ask).await.is_ok_and(|answered| answered.unwrap_or(false))
+}
