@@ -1,6 +1,7 @@
 //! `RegistryCache`: a cache, or several replicas of one, for many upstreams.
 
 #![expect(unreachable_pub, reason = "`KubeSchema` repeats each type inside of a function")]
+#![expect(clippy::duplicated_attributes, reason = "each column of kubectl says its own type")]
 
 use std::collections::BTreeMap;
 

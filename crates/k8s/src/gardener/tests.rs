@@ -71,7 +71,7 @@ fn each_rule_of_a_mirror_has_its_message() {
         ),
     ];
     for (mirror, path, message) in cases {
-        let mistakes = Objects::read(&[mirrors(&[mirror.clone()])]).unwrap_err();
+        let mistakes = Objects::read(&[mirrors(std::slice::from_ref(&mirror))]).unwrap_err();
         assert_eq!(mistakes.len(), 1, "{mirror}: {mistakes:?}");
         assert_eq!(mistakes[0].path, format!("mirrors[0].{path}"));
         assert!(mistakes[0].message.contains(message), "{mirror}: {}", mistakes[0]);
