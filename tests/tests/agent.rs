@@ -126,10 +126,11 @@ async fn a_body_goes_on_from_another_replica_when_its_own_is_killed() {
     let fetched = replicas.upstream.bytes_sent(&layer.digest);
     let agent = agent_of(&replicas).await;
     agent.knows(2).await;
+    let before = sent(&replicas).await;
     let mut response = agent.get(&blob_path(&layer.digest)).await;
     assert_eq!(response.status, 200);
     let beginning = response.at_least(8 * MIB).await;
-    let sender = sender_of(&replicas, layer.bytes.len()).await;
+    let sender = sender_of(&replicas, &before).await;
     replicas.all.remove(sender).kill();
     response.expect_body(&layer.bytes[beginning.len()..]).await.unwrap();
     assert_eq!(replicas.upstream.bytes_sent(&layer.digest), fetched, "nothing is fetched again");
@@ -148,9 +149,10 @@ async fn a_body_goes_on_from_another_replica_when_its_own_is_stopped() {
     }
     let agent = agent_of(&replicas).await;
     agent.knows(2).await;
+    let before = sent(&replicas).await;
     let mut response = agent.get(&blob_path(&layer.digest)).await;
     let beginning = response.at_least(8 * MIB).await;
-    let sender = &replicas.all[sender_of(&replicas, layer.bytes.len()).await];
+    let sender = &replicas.all[sender_of(&replicas, &before).await];
     kill_process(sender.pid(), Signal::STOP).unwrap();
     response.expect_body(&layer.bytes[beginning.len()..]).await.unwrap();
     kill_process(sender.pid(), Signal::CONT).unwrap();
@@ -260,15 +262,21 @@ async fn systemd_is_told_that_it_serves_that_it_is_not_hung_and_that_it_ends() {
     assert_eq!(ended.code, Some(0));
 }
 
-/// Which replica sends a body of a blob that each has sent whole before: the owner, unless a busy
-/// machine has kept it from answering for a moment.
-async fn sender_of(replicas: &Replicas, length: usize) -> usize {
-    for (n, replica) in replicas.all.iter().enumerate() {
-        if replica.metric("larder_client_bytes_total", &[]).await > length as f64 {
-            return n;
-        }
+/// What each has sent so far, in bytes.
+async fn sent(replicas: &Replicas) -> Vec<f64> {
+    let mut sent = Vec::new();
+    for replica in &replicas.all {
+        sent.push(replica.metric("larder_client_bytes_total", &[]).await);
     }
-    panic!("nobody sends anything");
+    sent
+}
+
+/// The one that has sent more than `before`.
+async fn sender_of(replicas: &Replicas, before: &[f64]) -> usize {
+    let now = sent(replicas).await;
+    let grown: Vec<usize> = (0..now.len()).filter(|n| now[*n] > before[*n]).collect();
+    assert_eq!(grown.len(), 1, "{before:?} {now:?}");
+    grown[0]
 }
 
 /// An agent that knows them all.
