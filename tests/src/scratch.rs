@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use larder_core::Digest;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
@@ -59,23 +61,26 @@ impl Scratch {
         path
     }
 
-    /// Makes a folder in it that is a file system of its own, of so many bytes, kept in a file, whose
-    /// path is returned, too: what is cut off that file can't be read or written any more.
+    /// Makes a folder in it that is a file system of its own, of so many bytes, and that can be
+    /// broken.
     ///
     /// # Panics
     ///
     /// If that cannot be done (it needs root, and loop devices).
-    pub fn breakable_disk(&self, name: &str, size: u64) -> (PathBuf, PathBuf) {
-        let (path, file) = (self.folder(name), self.join(&format!("{name}.img")));
-        fs::File::create(&file).unwrap().set_len(size).unwrap();
+    pub fn breakable_disk(&self, name: &str, size: u64) -> BreakableDisk {
+        let below = self.small_disk(&format!("{name}.device"), size);
+        let (path, device) = (self.folder(name), below.join("image"));
+        // All of it, so that there is no hole that could be filled later.
+        let file = fs::File::create(&device).unwrap();
+        fallocate(&file, FallocateFlags::empty(), 0, size - (1 << 20)).unwrap();
         let run = |command: &mut Command| {
             let ended = command.output().unwrap();
             assert!(ended.status.success(), "{command:?}: {ended:?}");
         };
-        run(Command::new("mkfs.ext4").args(["-q", "-E", "lazy_itable_init=0"]).arg(&file));
+        run(Command::new("mkfs.ext4").args(["-q", "-E", "lazy_itable_init=0"]).arg(&device));
         // The device goes with the mount.
-        run(Command::new("mount").args(["-o", "loop"]).arg(&file).arg(&path));
-        (path, file)
+        run(Command::new("mount").args(["-o", "loop"]).arg(&device).arg(&path));
+        BreakableDisk { path, below }
     }
 
     /// Writes a file in it, and makes the folders above it.
@@ -88,6 +93,30 @@ impl Scratch {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
         path
+    }
+}
+
+/// A disk that works until it is broken.
+#[derive(Debug)]
+pub struct BreakableDisk {
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// Where the file is that it is in.
+    below: PathBuf,
+}
+
+impl BreakableDisk {
+    /// From now on only its first `len` bytes can be read or written; the rest is an error.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done.
+    pub fn break_after(&self, len: u64) {
+        let device = fs::File::options().write(true).open(self.below.join("image")).unwrap();
+        device.set_len(len).unwrap();
+        // What is written must not make the file longer again, with zeros where the rest was.
+        let mut filler = fs::File::create(self.below.join("filler")).unwrap();
+        while filler.write_all(&[1; 1 << 16]).is_ok() {}
     }
 }
 

@@ -110,7 +110,7 @@ async fn a_disk_without_a_free_byte_lets_every_request_through() {
 async fn a_disk_that_breaks_costs_no_pull() {
     let upstream = Upstream::start().await;
     let settings = Scene::settings(&upstream, "");
-    let (disk, device) = settings.scratch().breakable_disk("data", 96 * MIB as u64);
+    let disk = settings.scratch().breakable_disk("data", 96 * MIB as u64);
     let larder = settings.start().await;
     let images: Vec<Image> = (0..6).map(|seed| Image::random(seed, &[2 * MIB, 3 * MIB])).collect();
     for (n, image) in images.iter().enumerate() {
@@ -129,9 +129,8 @@ async fn a_disk_that_breaks_costs_no_pull() {
         pull(n).await;
     }
     // What is in memory could still be read.
-    forget_pages(&disk);
-    let device = fs::File::options().write(true).open(device).unwrap();
-    device.set_len(MIB as u64).unwrap();
+    forget_pages(&disk.path);
+    disk.break_after(MIB as u64);
     let pull_all = async |client: usize| {
         for n in 0..images.len() {
             pull((client + n) % images.len()).await;

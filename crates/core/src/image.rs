@@ -30,16 +30,18 @@ impl FromStr for ImageName {
             None => (text, None),
         };
         // A colon before the last slash is that of a port.
-        let (name, tag) = match text.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
-            _ => (text, None),
+        let last = text.rfind('/').map_or(0, |slash| slash + 1);
+        let (name, tag) = match text[last..].find(':') {
+            Some(colon) => (&text[..last + colon], &text[last + colon + 1..]),
+            None => (text, "latest"),
         };
+        let tag = tag.parse()?;
         let reference = match digest {
             Some(digest) => {
                 let digest: Digest = digest.parse().map_err(ParseReferenceError::Digest)?;
                 Reference::Digest(digest)
             }
-            None => tag.unwrap_or("latest").parse()?,
+            None => Reference::Tag(tag),
         };
         Ok(Self { name: name.to_owned(), reference })
     }
@@ -74,7 +76,8 @@ mod tests {
         }
         let both = format!("hub/app:1@{digest}");
         assert_eq!(both.parse::<ImageName>().unwrap().to_string(), format!("hub/app@{digest}"));
-        for text in ["app:", "app@", "app@sha256:12", "app:a b"] {
+        let two_tags = format!("app:1:2@{digest}");
+        for text in ["app:", "app@", "app@sha256:12", "app:a b", "app:1:2", two_tags.as_str()] {
             assert!(text.parse::<ImageName>().is_err(), "{text}");
         }
     }

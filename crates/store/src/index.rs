@@ -33,7 +33,7 @@ use larder_core::Digest;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use sqlx::any::{AnyPoolOptions, install_default_drivers};
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{AnyConnection, AnyPool};
+use sqlx::{AnyConnection, AnyPool, Connection as _};
 
 pub use self::blobs::References;
 pub(crate) use self::blobs::{Manifest, Stored, Unsynced};
@@ -110,11 +110,18 @@ impl Index {
     /// Opens the SQLite file at `path`, and makes it if there is none.
     pub(crate) async fn open(path: &Path) -> Result<Self, OpenIndexError> {
         install_default_drivers();
-        // A connection is a thread of this process: none goes stale, so none is tested or replaced.
+        // A connection is a thread of this process: none goes stale, so none is tested or replaced; but
+        // for one that a full disk has left within a transaction, whatever sqlx did to end it. SQLite
+        // may have ended it first, and then what comes after would be written into a savepoint that
+        // nobody releases: seen by the writer alone, and lost with it.
         let pool = |n| {
             let options = AnyPoolOptions::new().max_connections(n).min_connections(n);
             let options = options.after_connect(|connection, _| {
                 Box::pin(async { sqlx::raw_sql(PRAGMAS).execute(connection).await.map(drop) })
+            });
+            let options = options.after_release(|connection, _| {
+                let is_good = !connection.is_in_transaction();
+                Box::pin(async move { Ok(is_good) })
             });
             options.test_before_acquire(false).idle_timeout(None).max_lifetime(None)
         };
