@@ -279,17 +279,38 @@ pub struct RegistryCacheStatus {
     #[schemars(extend("x-kubernetes-list-type" = "map"))]
     #[schemars(extend("x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Where the replicas answer.
+    /// Where each replica answers, for agents: all that are not on their way out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub endpoints: Vec<String>,
+    #[schemars(extend("x-kubernetes-list-type" = "map"))]
+    #[schemars(extend("x-kubernetes-list-map-keys" = ["url"]))]
+    pub endpoints: Vec<Endpoint>,
     /// Replicas that answer.
     #[serde(default)]
     pub ready_replicas: i32,
-    /// The secret with the certificate of the authority that signed the replicas' own, if they have
-    /// TLS.
+    /// The certificates, in PEM, of the authorities that may have signed the replicas' own, if they
+    /// have TLS: two while one replaces the other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_secret_name: Option<String>,
+    pub ca_bundle: Option<String>,
+    /// Whether nodes ask this cache. No longer, once it is being deleted: agents then withdraw what
+    /// sends runtimes to it.
+    #[serde(default)]
+    pub mirrored: bool,
     /// Bytes that are stored, of all replicas together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_bytes: Option<i64>,
+}
+
+/// Where one replica answers.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// `https://ADDRESS:PORT` (`http://` without TLS), an address of the node that it runs on: can be
+    /// reached without the cluster's network and names.
+    pub url: String,
+    /// The zone of that node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// That node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
