@@ -1,6 +1,7 @@
 //! What each fuzz target does with its bytes. A property that does not hold is a panic.
 //!
-//! The targets for parsers that are private to `larder-upstream` are in that crate, in `fuzzing`.
+//! The targets for parsers that are private to `larder-upstream` and `larder-agent` are in those crates,
+//! in `fuzzing`.
 //! Ordinary tests run every body over the seeds in `corpus/`.
 
 mod damage;
@@ -18,6 +19,8 @@ use larder_core::{Digest, ImageName, referrer};
 use larder_registry::config::{Environment, Files, Overrides, parse};
 
 pub use damage::store;
+#[cfg(fuzzing)]
+pub use larder_agent::fuzzing::mirrors;
 #[cfg(fuzzing)]
 pub use larder_upstream::fuzzing::{challenges, docker_config, links, tokens};
 

@@ -25,7 +25,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "larder-registry",
         ],
     ),
-    ("larder-agent", &["larder-core", "larder-cri", "larder-process", "larder-upstream"]),
+    (
+        "larder-agent",
+        &["larder-core", "larder-cri", "larder-k8s", "larder-process", "larder-upstream"],
+    ),
     (
         "larder-registry",
         &["larder-api-types", "larder-core", "larder-process", "larder-store", "larder-upstream"],

@@ -88,11 +88,16 @@ struct Flags {
     #[arg(value_delimiter = ',')]
     cache: Vec<Url>,
 
+    /// Have the cluster say where the cache is, by its RegistryCache objects: the one that KUBECONFIG
+    /// names, or the one that this pod is in
+    #[arg(long, env = "LARDER_KUBERNETES", hide_env_values = true, global = true)]
+    kubernetes: bool,
+
     /// The zone of this node, whose replicas are asked first
     #[arg(long, value_name = "NAME", env = "LARDER_ZONE", hide_env_values = true, global = true)]
     zone: Option<String>,
 
-    /// What this node is called in the log
+    /// What this node is called, in the log and by the cluster
     #[arg(long, value_name = "NAME", env = "LARDER_NODE_NAME", hide_env_values = true)]
     #[arg(global = true)]
     node_name: Option<String>,
@@ -130,8 +135,8 @@ pub(crate) fn run(command: &Agent) -> Result<(), Failure> {
         Some(Act::Cleanup) => return cleanup(&settings),
         Some(Act::Check) => return check(&settings),
         Some(Act::SelfTest) => return test(&settings),
-        None if settings.caches.is_empty() => {
-            let advice = "no cache is named; give --cache http://10.0.0.1:5000, or [[caches]] in the configuration";
+        None if settings.caches.is_empty() && !settings.kubernetes => {
+            let advice = "no cache is named; give --cache http://10.0.0.1:5000, [[caches]] in the configuration, or --kubernetes";
             return Err(Failure::Usage(anyhow!(advice)));
         }
         None => {}
@@ -152,8 +157,9 @@ impl Flags {
             listen,
             admin,
             cache,
+            kubernetes,
             zone,
-            node_name: _,
+            node_name,
             state,
             containerd_address,
             certs_dir,
@@ -163,6 +169,8 @@ impl Flags {
             listen: *listen,
             admin: *admin,
             caches: cache.clone(),
+            kubernetes: *kubernetes,
+            node: node_name.clone(),
             zone: zone.clone(),
             state: state.clone(),
             containerd_address: containerd_address.clone(),
@@ -183,7 +191,7 @@ fn work(settings: Settings) -> anyhow::Result<()> {
     let worked = runtime.block_on(async {
         let mut signals = Signals::listen().context("waiting for signals")?;
         let stopping = CancellationToken::new();
-        let source = source::configured(&settings, stopping.clone());
+        let source = source::open(&settings, stopping.clone()).await?;
         tokio::select! {
             biased;
             () = shutdown::second_signal(async || signals.next().await, &stopping) => Ok(()),
@@ -203,6 +211,10 @@ fn supervise(settings: Settings, flags: &Flags) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         let mut signals = Signals::listen().context("waiting for signals")?;
         let stopping = CancellationToken::new();
+        if settings.kubernetes {
+            // Once more by each worker, which is the one that asks it.
+            larder_k8s::connect().await?;
+        }
         let listen = settings.listen;
         let tcp = TcpListener::bind(listen).with_context(|| format!("listening on {listen}"))?;
         let admin = tokio::net::TcpListener::bind(settings.admin).await;

@@ -5,6 +5,7 @@
 //! worker writes a line of JSON every [`PERIOD`]; the supervisor writes nothing, and when it is gone
 //! the worker reads the end.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +26,9 @@ pub(crate) struct Beat {
     pub(crate) known: usize,
     /// How many of them are there.
     pub(crate) live: usize,
+    /// The registries that runtimes are to be pointed here for; `None`: as the settings say.
+    #[serde(default)]
+    pub(crate) hosts: Option<BTreeSet<String>>,
     /// All that it has counted.
     pub(crate) counted: Sum,
 }

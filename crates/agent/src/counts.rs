@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Reason {
     /// No replica is known, or none of those that are is there.
     NoReplica,
+    /// No cache is one of this registry.
+    NotCached,
     /// A replica was asked and did not answer.
     Lost,
     /// A replica answered with a failure of its own, or with wrong bytes.
@@ -24,8 +26,9 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::NoReplica,
+        Self::NotCached,
         Self::Lost,
         Self::Failing,
         Self::Upstream,
@@ -37,6 +40,7 @@ impl Reason {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::NoReplica => "no_replica",
+            Self::NotCached => "not_cached",
             Self::Lost => "lost",
             Self::Failing => "failing",
             Self::Upstream => "upstream",
@@ -49,6 +53,7 @@ impl Reason {
     pub(crate) fn message(self) -> &'static str {
         match self {
             Self::NoReplica => "no replica of the cache is there",
+            Self::NotCached => "no cache is one of this registry",
             Self::Lost => "the cache does not answer",
             Self::Failing => "the cache fails",
             Self::Upstream => "the cache cannot have it from the upstream",

@@ -62,8 +62,13 @@ impl Forward {
     /// None of them has it for us; nothing was sent to the client yet.
     pub(crate) async fn answer(&self, asked: Asked) -> Result<Response<Body>, Reason> {
         let asked = Arc::new(asked);
-        let mut reason = Reason::NoReplica;
-        for replica in self.replicas.order(&asked.key()).into_iter().take(MAX_ASKED) {
+        let host = asked.named().map(|named| named.host);
+        let mut reason = match &host {
+            Some(host) if !self.replicas.are_for(host) => Reason::NotCached,
+            _ => Reason::NoReplica,
+        };
+        let order = self.replicas.order(&asked.key(), host.as_ref());
+        for replica in order.into_iter().take(MAX_ASKED) {
             // It was when the order was made.
             if !replica.may_be_up() {
                 continue;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
 use crate::file;
-use crate::replica::Place;
+use crate::place::Place;
 
 /// The file in the state directory: a JSON list of places.
 const NAME: &str = "replicas.json";
@@ -84,7 +84,9 @@ mod tests {
         assert_eq!(known.read().await, []);
         let url = "https://cache.test:5000".parse().unwrap();
         let address = Some("10.0.0.1:5000".parse().unwrap());
-        let places = vec![Place { url, address, zone: Some("a".to_owned()), ca: None }];
+        let (zone, ca) = (Some("a".to_owned()), Some("PEM".to_owned()));
+        let hosts = vec!["docker.io".to_owned()];
+        let places = vec![Place { url, address, peer: None, zone, ca, hosts }];
         known.write(places.clone()).await;
         known.write(Vec::new()).await;
         assert_eq!(known.read().await, places);

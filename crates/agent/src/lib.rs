@@ -8,8 +8,9 @@
 //!                                             └────▶ direct ──────────────▶ the upstream
 //! ```
 //!
-//! - [`settings`], [`source`], `known`: where the cache is, said by whom, and kept on the host;
-//! - `replica`, `replicas`: who of them is there, and whom a request is for;
+//! - [`settings`], [`source`], [`kubernetes`], `known`: where the cache is, said by whom, and kept on
+//!   the host;
+//! - `place`, `replica`, `replicas`: who of them is there, and whom a request is for;
 //! - `endpoint`, `asked`, `forward`, `pour`, `direct`, `answer`: one request;
 //! - [`worker`], `beat`, [`supervisor`]: two processes, so that one that hangs is replaced;
 //! - [`self_test`]: whether all of the way works;
@@ -30,10 +31,14 @@ mod direct;
 mod endpoint;
 mod file;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod known;
+pub mod kubernetes;
 mod metrics;
 pub mod mirrors;
 mod notify;
+mod place;
 mod pour;
 mod replica;
 mod replicas;
@@ -44,5 +49,5 @@ pub mod supervisor;
 pub mod worker;
 
 pub use beat::Inherited;
-pub use replica::Place;
+pub use place::Place;
 pub use settings::{Mistake, Overrides, Settings};

@@ -244,3 +244,30 @@ enum Merge {
     /// It is left alone, and why.
     Leave(String),
 }
+
+/// What becomes of a file with this text, if it is edited.
+#[cfg(any(test, fuzzing))]
+type Edit = fn(&str) -> Option<String>;
+
+/// Whose files are edited, and how; all but Podman's, which is our own.
+#[cfg(any(test, fuzzing))]
+pub(crate) const EDITORS: [(Runtime, Edit); 3] = [
+    (Runtime::Containerd, |text| edited(containerd::merged(&examples(), "docker.io", Some(text)))),
+    (Runtime::Dockerd, |text| edited(dockerd::merged(&examples(), Some(text)))),
+    (Runtime::K3s, |text| edited(k3s::merged(&examples(), Some(text)))),
+];
+
+#[cfg(any(test, fuzzing))]
+fn edited(merge: Merge) -> Option<String> {
+    match merge {
+        Merge::Write(text) => Some(text),
+        Merge::There | Merge::Leave(_) => None,
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+fn examples() -> Wanted {
+    let hosts = vec!["docker.io".to_owned(), "quay.io".to_owned()];
+    let mirrors = Mirrors { hosts, ..Mirrors::default() };
+    Wanted { endpoint: ([127, 0, 0, 1], 5050).into(), mirrors, upstreams: BTreeMap::new() }
+}

@@ -144,7 +144,9 @@ impl Others {
             lost.is_there().await;
         }
         let digest = self.asked.digest()?.clone();
-        for replica in self.replicas.order(&digest) {
+        let name = self.asked.named();
+        let host = name.as_ref().map(|name| &name.host);
+        for replica in self.replicas.order(&digest, host) {
             if self.is_last || self.tried.iter().any(|it| it == replica.name()) {
                 continue;
             }
@@ -157,7 +159,7 @@ impl Others {
         if std::mem::replace(&mut self.is_last, true) {
             return None;
         }
-        let name = self.asked.named()?;
+        let name = name?;
         let blob = self.direct.blob(&name, &digest, (left.start, left.last)).await?;
         if blob.remaining != Some(left.len()) {
             return None;

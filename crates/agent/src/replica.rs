@@ -16,20 +16,20 @@
 
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method};
-use larder_upstream::{Error, Observer, Passed, Replica as Client, ReplicaSettings, SetupError};
-use serde::{Deserialize, Serialize};
+use larder_core::Host;
+use larder_upstream::{
+    Error, Heard, Observer, Passed, Replica as Client, ReplicaSettings, SetupError,
+};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
-use url::Url;
+
+use crate::place::{Place, Scope};
 
 /// Before the first byte: how long a replica may be silent before it is greeted, and how long it may
 /// take to answer. Together what a dead one costs the first pull; on a busy node, too, less than
@@ -61,32 +61,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// after less.
 const READ_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// Where a replica is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
-    /// `http` or `https`, before `/v2/`.
-    pub url: Url,
-    /// The address to connect to, if the host of `url` is a name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<SocketAddr>,
-    /// The zone that it is in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
-    /// A PEM file of authorities that it may be signed by, besides the system's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca: Option<PathBuf>,
-}
-
-impl Place {
-    /// What all who know the replica call it: `http://10.0.0.1:5000`.
-    pub fn name(&self) -> String {
-        match self.address {
-            Some(address) => format!("{}://{address}", self.url.scheme()),
-            None => self.url.origin().ascii_serialization(),
-        }
-    }
-}
-
 /// Whether a replica is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -98,7 +72,9 @@ enum State {
 /// A replica that can be asked.
 pub(crate) struct Replica {
     name: String,
+    known_as: String,
     place: Place,
+    scope: Scope,
     client: Client,
     state: watch::Sender<State>,
     heard: Arc<Heard>,
@@ -107,14 +83,14 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// A replica that nobody has asked yet. Reads the file of authorities, blocking. Must be called
-    /// on a runtime: until it is dropped, the replica is greeted now and then.
+    /// A replica that nobody has asked yet. Must be called on a runtime: until it is dropped, the
+    /// replica is greeted now and then.
     ///
     /// # Errors
     ///
     /// The place cannot be one.
     pub(crate) fn new(place: Place, me: &str) -> Result<Arc<Self>, SetupError> {
-        let heard = Arc::new(Heard { since: Instant::now(), at: AtomicU64::new(0) });
+        let heard = Arc::new(Heard::default());
         let settings = ReplicaSettings {
             url: place.url.clone(),
             address: place.address,
@@ -126,6 +102,8 @@ impl Replica {
         let client = Client::new(&settings, Arc::clone(&heard) as Arc<dyn Observer>)?;
         let replica = Arc::new(Self {
             name: place.name(),
+            known_as: place.known_as(),
+            scope: place.scope(),
             place,
             client,
             state: watch::Sender::new(State::Unknown),
@@ -140,8 +118,18 @@ impl Replica {
         &self.name
     }
 
+    /// What decides what it owns.
+    pub(crate) fn known_as(&self) -> &str {
+        &self.known_as
+    }
+
     pub(crate) fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Whether it is a cache of this registry.
+    pub(crate) fn is_for(&self, host: &Host) -> bool {
+        self.scope.has(host)
     }
 
     /// Whether it has answered, and has not stopped to.
@@ -338,39 +326,6 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> 
     None
 }
 
-/// When a replica was heard of last.
-struct Heard {
-    since: Instant,
-    /// Milliseconds after `since`.
-    at: AtomicU64,
-}
-
-impl Heard {
-    fn now(&self) {
-        let at = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.at.store(at, Ordering::Relaxed);
-    }
-
-    fn ago(&self) -> Duration {
-        let at = Duration::from_millis(self.at.load(Ordering::Relaxed));
-        self.since.elapsed().saturating_sub(at)
-    }
-}
-
-impl Observer for Heard {
-    fn request(&self, _method: &'static str, code: Option<u16>) {
-        if code.is_some() {
-            self.now();
-        }
-    }
-
-    fn bytes(&self, _n: u64) {
-        self.now();
-    }
-
-    fn quota(&self, _remaining: u64) {}
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,9 +342,11 @@ mod tests {
             ("https://10.0.0.1:5000", None, false),
         ] {
             let address = address.map(|it| it.parse().unwrap());
-            let place = Place { url: url.parse().unwrap(), address, zone: None, ca: None };
+            let url = url.parse().unwrap();
+            let (peer, zone, ca, hosts) = (None, None, None, Vec::new());
+            let place = Place { url, address, peer, zone, ca, hosts };
             let replica = Replica::new(place, "me").unwrap();
-            assert_eq!(replica.is_overheard(), is_overheard, "{url} {address:?}");
+            assert_eq!(replica.is_overheard(), is_overheard, "{} {address:?}", replica.name());
         }
     }
 

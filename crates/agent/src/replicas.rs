@@ -1,15 +1,17 @@
 //! All replicas that are known, and whom a request is for.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use larder_core::{Digest, owner};
+use larder_core::{Digest, Host, owner};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::known::LastKnown;
-use crate::replica::{Place, Replica};
+use crate::place::Place;
+use crate::replica::Replica;
 
 /// The most replicas that are known at a time: each has a pool of connections and is greeted now and
 /// then.
@@ -23,7 +25,7 @@ pub(crate) struct Replicas(Arc<Inner>);
 struct Inner {
     /// What this process calls itself when it greets.
     me: String,
-    zone: Option<String>,
+    zone: RwLock<Option<String>>,
     members: RwLock<Arc<[Arc<Replica>]>>,
 }
 
@@ -31,17 +33,24 @@ impl Replicas {
     /// None yet. `zone`: the one that this node is in.
     pub(crate) fn new(me: String, zone: Option<String>) -> Self {
         let members = RwLock::new(Vec::new().into());
-        Self(Arc::new(Inner { me, zone, members }))
+        Self(Arc::new(Inner { me, zone: RwLock::new(zone), members }))
     }
 
-    /// Those that can be asked for `key`, its owner first: all who know the same replicas agree on it.
-    /// Replicas of the own zone go before all others.
-    pub(crate) fn order(&self, key: &Digest) -> Vec<Arc<Replica>> {
+    /// Has this node be in `zone` from now on.
+    pub(crate) fn be_in(&self, zone: String) {
+        *self.0.zone.write() = Some(zone);
+    }
+
+    /// Those that can be asked for `key`, something of the registry `host`: its owner first, and all
+    /// who know the same replicas agree on it. Replicas of the own zone go before all others.
+    pub(crate) fn order(&self, key: &Digest, host: Option<&Host>) -> Vec<Arc<Replica>> {
         let members = Arc::clone(&self.0.members.read());
-        let live = members.iter().filter(|it| it.may_be_up()).cloned();
-        let mut order = owner::order(key, live, |it| it.name());
-        if self.0.zone.is_some() {
-            order.sort_by_key(|it| it.place().zone != self.0.zone);
+        let can_have = |it: &&Arc<Replica>| host.is_none_or(|host| it.is_for(host));
+        let live = members.iter().filter(|it| it.may_be_up()).filter(can_have).cloned();
+        let mut order = owner::order(key, live, |it| it.known_as());
+        let zone = self.0.zone.read();
+        if zone.is_some() {
+            order.sort_by_key(|it| it.place().zone != *zone);
         }
         order
     }
@@ -59,6 +68,17 @@ impl Replicas {
             let other = Arc::clone(other);
             tokio::spawn(async move { other.is_there().await });
         }
+    }
+
+    /// Whether there is a cache of the registry `host`, there or not.
+    pub(crate) fn are_for(&self, host: &Host) -> bool {
+        self.0.members.read().iter().any(|it| it.is_for(host))
+    }
+
+    /// The registries that there are caches of.
+    pub(crate) fn hosts(&self) -> BTreeSet<String> {
+        let members = self.0.members.read();
+        members.iter().flat_map(|it| it.place().hosts.iter().cloned()).collect()
     }
 
     /// How many are known, and how many of them are there.
@@ -150,7 +170,7 @@ mod tests {
         let order = |mine: Option<&str>, zones| {
             let replicas = Replicas::new("me".to_owned(), mine.map(str::to_owned));
             replicas.adopt(places(zones));
-            let order = replicas.order(&key);
+            let order = replicas.order(&key, None);
             order.iter().map(|it| it.name().to_owned()).collect::<Vec<_>>()
         };
         let names = ["http://127.0.0.1:1", "http://127.0.0.2:1", "http://127.0.0.3:1"];
@@ -164,8 +184,24 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn only_caches_of_a_registry_are_asked_for_what_is_in_it() {
+        let replicas = Replicas::new("me".to_owned(), None);
+        let of = |n, host: &str| Place { hosts: vec![host.to_owned()], ..place(n, None) };
+        replicas.adopt(vec![of(1, "docker.io"), of(2, "*.gcr.io"), of(3, "docker.io")]);
+        let n_asked = |host: &str| {
+            let host: Host = host.parse().unwrap();
+            let order = replicas.order(&Digest::sha256_of(b"blob"), Some(&host));
+            assert_eq!(replicas.are_for(&host), !order.is_empty());
+            order.len()
+        };
+        assert_eq!((n_asked("docker.io"), n_asked("eu.gcr.io"), n_asked("quay.io")), (2, 1, 0));
+        assert!(replicas.hosts().iter().eq(["*.gcr.io", "docker.io"]));
+    }
+
     fn place(n: u8, zone: Option<&str>) -> Place {
         let url = format!("http://127.0.0.{n}:1").parse().unwrap();
-        Place { url, address: None, zone: zone.map(str::to_owned), ca: None }
+        let zone = zone.map(str::to_owned);
+        Place { url, address: None, peer: None, zone, ca: None, hosts: Vec::new() }
     }
 }

@@ -1,7 +1,8 @@
 //! Whether all of the way works, from a runtime through the agent to the cache, and how long each
 //! part of it takes.
 
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,10 @@ use larder_upstream::{Observer, Replica, ReplicaSettings};
 use url::Url;
 use uuid::Uuid;
 
-use crate::settings::{Cache, Settings};
+use crate::known::LastKnown;
+use crate::place::Place;
+use crate::settings::Settings;
+use crate::source;
 
 /// How long one part may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -37,11 +41,15 @@ pub struct Hop {
 pub async fn run(settings: &Settings) -> Vec<Hop> {
     let agent = format!("http://{}", settings.listen);
     let endpoint = agent.parse().map_err(|error: url::ParseError| error.to_string());
-    let endpoint = endpoint.and_then(|url| replica(url, None));
+    let endpoint = endpoint.and_then(|url| replica(url, None, None));
     let mut hops = vec![hop("agent", &agent, is_there(&endpoint)).await];
-    for Cache { url, ca, .. } in &settings.caches {
-        let place = url.as_str().trim_end_matches('/');
-        hops.push(hop("cache", place, is_replica(url, ca)).await);
+    match places(settings).await {
+        Ok(places) => {
+            for place in places {
+                hops.push(hop("cache", &place.name(), is_replica(&place)).await);
+            }
+        }
+        Err(why) => hops.push(hop("cache", "nowhere", async { Err(why) }).await),
     }
     let through = "through the agent";
     for (name, path, content) in [
@@ -80,15 +88,28 @@ async fn is_there(endpoint: &Result<Replica, String>) -> Result<(), String> {
     }
 }
 
-async fn is_replica(url: &Url, ca: &Option<PathBuf>) -> Result<(), String> {
-    let replica = replica(url.clone(), ca.clone())?;
+/// Where the cache is: as the settings say, or as the agent was told last.
+async fn places(settings: &Settings) -> Result<Vec<Place>, String> {
+    if !settings.kubernetes {
+        let places = source::named_places(&settings.caches).await;
+        return places.map_err(|error| error.to_string());
+    }
+    let places = LastKnown::in_directory(&settings.state).read().await;
+    match places.is_empty() {
+        true => Err("the agent has not been told by the cluster where a cache is".to_owned()),
+        false => Ok(places),
+    }
+}
+
+async fn is_replica(place: &Place) -> Result<(), String> {
+    let replica = replica(place.url.clone(), place.address, place.ca.clone())?;
     replica.greet().await.map(drop).map_err(|error| with_causes(&error))
 }
 
-fn replica(url: Url, ca: Option<PathBuf>) -> Result<Replica, String> {
+fn replica(url: Url, address: Option<SocketAddr>, ca: Option<String>) -> Result<Replica, String> {
     let settings = ReplicaSettings {
         url,
-        address: None,
+        address,
         ca,
         me: format!("self-test-{}", Uuid::now_v7()),
         connect_timeout: LIMIT,

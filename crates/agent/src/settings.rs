@@ -25,6 +25,11 @@ pub struct Settings {
     pub caches: Vec<Cache>,
     /// The file that `caches` come from, and that is read again when it changes.
     pub caches_file: Option<PathBuf>,
+    /// Whether a cluster says where the cache is, and for which registries runtimes are pointed here;
+    /// then [`Self::caches`] has none, and the hosts of [`Self::mirrors`] say nothing.
+    pub kubernetes: bool,
+    /// What the cluster calls this node.
+    pub node: Option<String>,
     /// The zone of this node.
     pub zone: Option<String>,
     /// Where it is kept what was known last, and what other programs' files were before. Default
@@ -61,6 +66,10 @@ pub struct Overrides {
     pub admin: Option<SocketAddr>,
     /// As [`Settings::caches`].
     pub caches: Vec<Url>,
+    /// As [`Settings::kubernetes`].
+    pub kubernetes: bool,
+    /// As [`Settings::node`].
+    pub node: Option<String>,
     /// As [`Settings::zone`].
     pub zone: Option<String>,
     /// As [`Settings::state`].
@@ -89,6 +98,7 @@ struct Document {
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     caches: Vec<Cache>,
+    kubernetes: bool,
     zone: Option<String>,
     state: Option<PathBuf>,
     containerd_address: Option<PathBuf>,
@@ -129,6 +139,8 @@ impl Settings {
                 caches
             },
             caches_file: file.filter(|_| !is_by_flag).map(Path::to_owned),
+            kubernetes: overrides.kubernetes || document.kubernetes,
+            node: overrides.node,
             zone: overrides.zone.or(zone),
             state: overrides.state.or(state).unwrap_or("/var/lib/larder-agent".into()),
             containerd_address: overrides
@@ -146,6 +158,11 @@ impl Settings {
         if !self.listen.ip().is_loopback() {
             let advice = "must be on loopback, as what runtimes say there is not encrypted";
             return Err(Mistake(format!("listen: {} {advice}; write 127.0.0.1:5050", self.listen)));
+        }
+        if self.kubernetes && !self.caches.is_empty() {
+            let advice =
+                "caches are named, and a cluster is to name them; leave one of the two out";
+            return Err(Mistake(advice.to_owned()));
         }
         for cache in &self.caches {
             check_cache(cache).map_err(|what| Mistake(format!("caches: {what}")))?;

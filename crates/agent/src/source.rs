@@ -1,12 +1,15 @@
 //! Where the replicas are, as the configuration says.
 //!
-//! A file that is changed is read again, so that a cache which has moved is found without a restart.
+//! A file that is changed is read again, so that a cache which has moved is found without a restart;
+//! so is the file of an authority.
 //! Names are looked up again and again; whoever needs no DNS writes addresses.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, ready};
 use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -14,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use url::{Host, Url};
 
-use crate::replica::Place;
+use crate::kubernetes;
+use crate::place::Place;
 use crate::settings::{self, Cache, Settings};
 
 /// How often is looked whether the file has changed, and what the names stand for.
@@ -23,8 +27,54 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// How long looking up a name may take.
 const LOOKUP: Duration = Duration::from_secs(5);
 
+/// Who says where the replicas are.
+pub struct Source {
+    /// All of them each time, `None` as long as nobody has said it.
+    pub places: watch::Receiver<Option<Vec<Place>>>,
+    /// The zone of this node, once it is known; `None`: it is in none.
+    pub zone: BoxFuture<'static, Option<String>>,
+}
+
+/// Begins to follow what the settings name, or the cluster, until `stopping`.
+///
+/// # Errors
+///
+/// The settings name a cluster, and there is no way to it.
+pub async fn open(
+    settings: &Settings,
+    stopping: CancellationToken,
+) -> Result<Source, larder_k8s::ConnectError> {
+    let zone = settings.zone.clone();
+    if !settings.kubernetes {
+        let places = configured(settings, stopping);
+        return Ok(Source { places, zone: ready(zone).boxed() });
+    }
+    let client = larder_k8s::connect().await?;
+    let places = kubernetes::watched(client.clone(), stopping);
+    let zone = match (zone, settings.node.clone()) {
+        (None, Some(node)) => async move { kubernetes::zone_of(client, &node).await }.boxed(),
+        (zone, _) => ready(zone).boxed(),
+    };
+    Ok(Source { places, zone })
+}
+
+/// Where each cache is that is named here, now.
+///
+/// # Errors
+///
+/// A name stands for nothing at the moment, or an authority's file cannot be read.
+pub(crate) async fn named_places(caches: &[Cache]) -> std::io::Result<Vec<Place>> {
+    let mut places = Vec::new();
+    for cache in caches {
+        places.extend(places_of(cache).await.map_err(|error| {
+            std::io::Error::new(error.kind(), format!("{}: {error}", cache.url))
+        })?);
+    }
+    Ok(places)
+}
+
 /// The caches that the settings name. Follows them until `stopping`.
-pub fn configured(
+fn configured(
     settings: &Settings,
     stopping: CancellationToken,
 ) -> watch::Receiver<Option<Vec<Place>>> {
@@ -81,17 +131,13 @@ impl Following {
     /// Says what is known, unless some name stands for nothing at the moment: what it stood for last
     /// is then more than what can be said now.
     async fn say(&self, sender: &watch::Sender<Option<Vec<Place>>>) {
-        let mut places = Vec::new();
-        for cache in &self.caches {
-            match places_of(cache).await {
-                Ok(found) => places.extend(found),
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    warn!(error, "looking up {}", cache.url);
-                    return;
-                }
+        let mut places = match named_places(&self.caches).await {
+            Ok(places) => places,
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "finding the caches");
+                return;
             }
-        }
+        };
         places.sort_by_key(Place::name);
         sender.send_if_modified(|said| {
             let is_new = said.as_ref() != Some(&places);
@@ -103,11 +149,17 @@ impl Following {
 
 /// Each address that the cache's host has.
 async fn places_of(cache: &Cache) -> std::io::Result<Vec<Place>> {
+    let ca = match &cache.ca {
+        Some(file) => Some(tokio::fs::read_to_string(file).await?),
+        None => None,
+    };
     let place = |address| Place {
         url: cache.url.clone(),
         address,
+        peer: None,
         zone: cache.zone.clone(),
-        ca: cache.ca.clone(),
+        ca: ca.clone(),
+        hosts: Vec::new(),
     };
     match named(&cache.url) {
         None => Ok(vec![place(None)]),

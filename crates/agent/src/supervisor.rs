@@ -29,6 +29,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::entries::Works;
 use self::stand_in::StandIn;
 use crate::beat::{self, Beat};
 use crate::counts::Sum;
@@ -126,7 +127,7 @@ pub async fn run(
     let kept = Entries::open(wanted, &settings.state)?;
     let (serving, cache) = (start.health.component("worker"), start.health.component("cache"));
     cache.not_ready("no replica of the cache has answered yet");
-    let (works, is_working) = watch::channel(false);
+    let (works, is_working) = watch::channel(Works::default());
     let withdrawn = CancellationToken::new();
     let keeping = tokio::spawn(entries::keep(
         kept,
@@ -176,7 +177,7 @@ struct Supervisor {
     serving: Component,
     cache: Component,
     /// Whether runtimes are served from a cache.
-    works: watch::Sender<bool>,
+    works: watch::Sender<Works>,
     /// Cancelled when the entries are gone, and the worker may end.
     withdrawn: CancellationToken,
     systemd: Systemd,
@@ -209,7 +210,7 @@ impl Supervisor {
             warn!("the worker is replaced: {why}");
             self.metrics.worker_gone();
             self.serving.not_ready(why);
-            self.works.send_replace(false);
+            self.works.send_modify(|works| works.is_working = false);
             if began.elapsed() > LONG {
                 pause = AGAIN.0;
             }
@@ -284,7 +285,8 @@ impl Supervisor {
             }),
             _ => self.cache.ready(),
         }
-        self.works.send_if_modified(|works| std::mem::replace(works, beat.live > 0) != *works);
+        let now = Works { is_working: beat.live > 0, hosts: beat.hosts.clone() };
+        self.works.send_if_modified(|works| std::mem::replace(works, now) != *works);
         if let Some(announce) = self.announce.take() {
             info!("answering runtimes on {}", self.address);
             self.systemd.ready();

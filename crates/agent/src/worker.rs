@@ -7,7 +7,6 @@ use std::time::Duration;
 use larder_process::listener::{self, Limits};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixStream};
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -19,9 +18,9 @@ use crate::direct::Direct;
 use crate::endpoint::Endpoint;
 use crate::forward::Forward;
 use crate::known::LastKnown;
-use crate::replica::Place;
 use crate::replicas::Replicas;
 use crate::settings::Settings;
+use crate::source::Source;
 
 /// What the runtimes of one node may hold. A runtime pulls a few layers at a time; each connection
 /// may take some hundred KiB.
@@ -36,14 +35,12 @@ const LIMITS: Limits = Limits {
 
 /// Answers runtimes until `stopping`, or until the supervisor is gone.
 ///
-/// `source` says where the replicas are: each time all of them, `None` as long as it does not know.
-///
 /// # Errors
 ///
 /// What was inherited is not what a supervisor gives.
 pub async fn work(
     settings: Settings,
-    source: watch::Receiver<Option<Vec<Place>>>,
+    source: Source,
     inherited: Inherited,
     stopping: CancellationToken,
 ) -> io::Result<()> {
@@ -51,7 +48,7 @@ pub async fn work(
     let supervisor = UnixStream::from_std(inherited.supervisor)?;
     // As replicas name themselves; the node's name is for whoever reads their logs.
     let me = format!("agent-{}", Uuid::now_v7());
-    let replicas = Replicas::new(me, settings.zone);
+    let replicas = Replicas::new(me, None);
     let counts = Arc::new(Counts::default());
     let forward = Forward {
         replicas: replicas.clone(),
@@ -59,7 +56,13 @@ pub async fn work(
         counts: Arc::clone(&counts),
     };
     let last_known = LastKnown::in_directory(&settings.state);
-    tokio::spawn(replicas.clone().follow(source, last_known, stopping.clone()));
+    tokio::spawn(replicas.clone().follow(source.places, last_known, stopping.clone()));
+    let here = replicas.clone();
+    tokio::spawn(async move {
+        if let Some(zone) = source.zone.await {
+            here.be_in(zone);
+        }
+    });
     let endpoint = Endpoint(Arc::new(forward));
     let served = listener::serve(tcp, None, endpoint, stopping, LIMITS);
     tokio::select! {
@@ -69,13 +72,14 @@ pub async fn work(
             }
         }
         // With nobody to replace it, a worker that hangs would hang for ever.
-        () = beats(supervisor, &replicas, &counts) => info!("the supervisor is gone"),
+        () = beats(supervisor, &replicas, &counts, settings.kubernetes) => info!("the supervisor is gone"),
     }
     Ok(())
 }
 
-/// Returns when the supervisor is gone.
-async fn beats(supervisor: UnixStream, replicas: &Replicas, counts: &Counts) {
+/// Returns when the supervisor is gone. `are_hosts_said`: the caches say for which registries runtimes
+/// are pointed here.
+async fn beats(supervisor: UnixStream, replicas: &Replicas, counts: &Counts, are_hosts_said: bool) {
     let (mut from, mut to) = supervisor.into_split();
     let mut period = interval(beat::PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -83,7 +87,8 @@ async fn beats(supervisor: UnixStream, replicas: &Replicas, counts: &Counts) {
         loop {
             period.tick().await;
             let (known, live) = replicas.count();
-            let beat = Beat { known, live, counted: counts.sum() };
+            let hosts = are_hosts_said.then(|| replicas.hosts());
+            let beat = Beat { known, live, hosts, counted: counts.sum() };
             let Ok(mut line) = serde_json::to_vec(&beat) else { continue };
             line.push(b'\n');
             if to.write_all(&line).await.is_err() {

@@ -57,7 +57,7 @@ pub struct Verification {
     pub n_bad: u64,
     /// Of those, how many have been fetched again.
     pub n_repaired: u64,
-    /// Blobs that could not be read, for now at least; nothing has been done about them.
+    /// Blobs that could not be read; nothing has been done about them, and the next verification tries again.
     pub n_unread: u64,
     /// The bad ones, in the order they were found: the first [`MAX_LISTED`].
     pub bad: Vec<Bad>,

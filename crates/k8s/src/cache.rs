@@ -307,6 +307,10 @@ pub struct Endpoint {
     /// `https://ADDRESS:PORT` (`http://` without TLS), an address of the node that it runs on: can be
     /// reached without the cluster's network and names.
     pub url: String,
+    /// What the other replicas call it, as in `https://10.244.1.7:5000`: agents that know it agree with
+    /// them about who owns a blob.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// The zone of that node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,

@@ -12,6 +12,7 @@ mod builtin;
 mod certificate;
 mod document;
 mod files;
+mod keys;
 mod mistake;
 mod overrides;
 mod peers;

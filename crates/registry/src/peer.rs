@@ -13,12 +13,11 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use larder_core::Digest;
 use larder_core::name::Named;
-use larder_upstream::{Blob, Error, Observer, Replica, ReplicaSettings, SetupError};
+use larder_upstream::{Blob, Error, Heard, Observer, Replica, ReplicaSettings, SetupError};
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -42,13 +41,12 @@ const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Another replica, or this one as the others know it.
 pub(crate) struct Peer {
-    /// As every replica writes it: `http://10.0.0.1:5000`.
-    name: String,
+    place: Place,
     /// What this process calls itself.
     me: Arc<str>,
     replica: Replica,
     state: Mutex<PeerState>,
-    heard: Arc<Heard>,
+    noted: Arc<Noted>,
     /// Whoever greets it holds this; the others wait for what comes of it.
     greeting: tokio::sync::Mutex<()>,
     metrics: PeerMetrics,
@@ -67,7 +65,7 @@ pub(crate) enum Reply {
 }
 
 impl Peer {
-    /// A peer that nobody has asked yet. Reads the file of authorities, blocking.
+    /// A peer that nobody has asked yet.
     ///
     /// # Errors
     ///
@@ -77,29 +75,28 @@ impl Peer {
         me: Arc<str>,
         metrics: PeerMetrics,
     ) -> Result<Self, SetupError> {
-        let Place { name, url, address, ca } = place;
-        let heard = Arc::new(Heard {
-            since: Instant::now(),
-            at: AtomicU64::new(0),
-            metrics: metrics.clone(),
-        });
+        let noted = Arc::new(Noted { heard: Heard::default(), metrics: metrics.clone() });
         let settings = ReplicaSettings {
-            url,
-            address,
-            ca,
+            url: place.url.clone(),
+            address: place.address,
+            ca: place.ca.clone(),
             me: me.to_string(),
             connect_timeout: CONNECT_TIMEOUT,
             read_timeout: READ_TIMEOUT,
         };
-        let replica = Replica::new(&settings, Arc::clone(&heard) as Arc<dyn Observer>)?;
+        let replica = Replica::new(&settings, Arc::clone(&noted) as Arc<dyn Observer>)?;
         metrics.came(PeerState::Unknown);
         let (state, greeting) = (Mutex::new(PeerState::Unknown), tokio::sync::Mutex::default());
-        Ok(Self { name, me, replica, state, heard, greeting, metrics })
+        Ok(Self { place, me, replica, state, noted, greeting, metrics })
     }
 
     /// What all replicas call it.
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        &self.place.name
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     pub(crate) fn state(&self) -> PeerState {
@@ -166,7 +163,7 @@ impl Peer {
     async fn until_lost(self: &Arc<Self>) {
         let since = Instant::now();
         loop {
-            let silent = self.heard.ago().min(since.elapsed());
+            let silent = self.noted.heard.ago().min(since.elapsed());
             if silent < SILENCE {
                 sleep(SILENCE - silent).await;
             } else if !self.is_there().await {
@@ -184,7 +181,7 @@ impl Peer {
             return false;
         }
         // Somebody else's turn came first, and found out.
-        if self.state() != PeerState::Unknown && self.heard.ago() < since.elapsed() {
+        if self.state() != PeerState::Unknown && self.noted.heard.ago() < since.elapsed() {
             return true;
         }
         match self.greet().await {
@@ -203,7 +200,7 @@ impl Peer {
     fn is_lost(self: &Arc<Self>, reason: &Error) {
         self.becomes(PeerState::Lost);
         let reason = reason as &(dyn std::error::Error + 'static);
-        warn!(peer = self.name, reason, "passing over {}", self.name);
+        warn!(peer = self.name(), reason, "passing over {}", self.name());
         // Ends with the peer, when it is no member any more.
         let peer = Arc::downgrade(self);
         tokio::spawn(async move {
@@ -212,7 +209,7 @@ impl Peer {
                 let Some(peer) = peer.upgrade() else { return };
                 if let Ok(state) = peer.greet().await {
                     peer.becomes(state);
-                    info!(peer = peer.name, "{} is back", peer.name);
+                    info!(peer = peer.name(), "{} is back", peer.name());
                     return;
                 }
             }
@@ -234,48 +231,34 @@ impl Drop for Peer {
 
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Peer").field(&self.name).field(&self.state()).finish()
+        f.debug_tuple("Peer").field(&self.name()).field(&self.state()).finish()
     }
 }
 
 /// Where a peer is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
+    /// As every replica writes it: `http://10.0.0.1:5000`.
     pub(crate) name: String,
     pub(crate) url: url::Url,
     pub(crate) address: Option<std::net::SocketAddr>,
-    pub(crate) ca: Option<std::path::PathBuf>,
+    /// The text of a PEM file of authorities.
+    pub(crate) ca: Option<String>,
 }
 
-/// When a peer was heard of last.
-struct Heard {
-    since: Instant,
-    /// Milliseconds after `since`.
-    at: AtomicU64,
+/// What is noted of a peer, and counted.
+struct Noted {
+    heard: Heard,
     metrics: PeerMetrics,
 }
 
-impl Heard {
-    fn now(&self) {
-        let at = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.at.store(at, Ordering::Relaxed);
-    }
-
-    fn ago(&self) -> Duration {
-        let at = Duration::from_millis(self.at.load(Ordering::Relaxed));
-        self.since.elapsed().saturating_sub(at)
-    }
-}
-
-impl Observer for Heard {
-    fn request(&self, _method: &'static str, code: Option<u16>) {
-        if code.is_some() {
-            self.now();
-        }
+impl Observer for Noted {
+    fn request(&self, method: &'static str, code: Option<u16>) {
+        self.heard.request(method, code);
     }
 
     fn bytes(&self, n: u64) {
-        self.now();
+        self.heard.bytes(n);
         self.metrics.received(n);
     }
 

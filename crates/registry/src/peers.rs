@@ -9,11 +9,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use larder_core::{Digest, owner};
 use larder_store::Shared;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::net::lookup_host;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,7 @@ pub(crate) struct Peers(Arc<Inner>);
 struct Inner {
     me: Arc<str>,
     configured: Vec<config::Peer>,
-    ca: Option<PathBuf>,
+    ca: Option<Authorities>,
     members: RwLock<Arc<[Arc<Peer>]>>,
     metrics: PeerMetrics,
 }
@@ -56,6 +57,7 @@ impl Peers {
     ) -> Self {
         let me = Uuid::now_v7().to_string().into();
         let members = RwLock::new(Arc::new([]) as Arc<[_]>);
+        let ca = ca.map(Authorities::in_file);
         Self(Arc::new(Inner { me, configured, ca, members, metrics }))
     }
 
@@ -76,13 +78,15 @@ impl Peers {
     /// Keeps up with who is there, until `stopping`.
     pub(crate) async fn follow(self, stopping: CancellationToken) {
         let by_dns = |it: &config::Peer| matches!(it, config::Peer::Named(_));
-        let is_followed = self.0.configured.iter().any(by_dns);
+        // A certificate's authority is replaced some day, too.
+        let is_followed = self.0.configured.iter().any(by_dns) || self.0.ca.is_some();
         let mut known: Vec<Vec<Place>> = vec![Vec::new(); self.0.configured.len()];
         let mut has_failed = vec![false; self.0.configured.len()];
         let following = async {
             loop {
+                let ca = self.authorities().await;
                 for (n, configured) in self.0.configured.iter().enumerate() {
-                    match self.places(configured).await {
+                    match self.places(configured, ca.as_deref()).await {
                         Ok(places) => (known[n], has_failed[n]) = (places, false),
                         Err(reason) if !has_failed[n] => {
                             warn!(reason, "looking up the peers {configured}");
@@ -111,10 +115,11 @@ impl Peers {
         let following = async {
             loop {
                 if let Ok(urls) = shared.heartbeat(&name).await {
+                    let ca = self.authorities().await;
                     let place = |url: String| {
-                        let (url, ca) = (Url::parse(&url).ok()?, self.0.ca.clone());
+                        let url = Url::parse(&url).ok()?;
                         let name = url.origin().ascii_serialization();
-                        Some(Place { name, url, address: None, ca })
+                        Some(Place { name, url, address: None, ca: ca.clone() })
                     };
                     self.adopt(urls.into_iter().filter_map(place).collect());
                 }
@@ -128,9 +133,17 @@ impl Peers {
         shared.leave(&name).await;
     }
 
+    async fn authorities(&self) -> Option<String> {
+        self.0.ca.as_ref()?.read().await
+    }
+
     /// Where those are that an entry stands for.
-    async fn places(&self, configured: &config::Peer) -> Result<Vec<Place>, String> {
-        let ca = self.0.ca.clone();
+    async fn places(
+        &self,
+        configured: &config::Peer,
+        ca: Option<&str>,
+    ) -> Result<Vec<Place>, String> {
+        let ca = ca.map(str::to_owned);
         let url = match configured {
             config::Peer::At(url) => {
                 let (name, url) = (url.origin().ascii_serialization(), url.clone());
@@ -168,7 +181,7 @@ impl Peers {
         let before = Arc::clone(&self.0.members.read());
         let mut members = Vec::new();
         for place in places {
-            if let Some(peer) = before.iter().find(|peer| peer.name() == place.name) {
+            if let Some(peer) = before.iter().find(|peer| *peer.place() == place) {
                 members.push(Arc::clone(peer));
                 continue;
             }
@@ -189,6 +202,35 @@ impl Peers {
             info!(peer = gone.name(), "sharing no more with {}", gone.name());
         }
         *self.0.members.write() = members.into();
+    }
+}
+
+/// The file of the authorities that replicas are signed by.
+struct Authorities {
+    file: PathBuf,
+    /// What was in it when it could be read last.
+    last: Mutex<Option<String>>,
+    has_failed: AtomicBool,
+}
+
+impl Authorities {
+    fn in_file(file: PathBuf) -> Self {
+        Self { file, last: Mutex::default(), has_failed: AtomicBool::new(false) }
+    }
+
+    async fn read(&self) -> Option<String> {
+        match tokio::fs::read_to_string(&self.file).await {
+            Ok(text) => {
+                *self.last.lock() = Some(text);
+                self.has_failed.store(false, Ordering::Relaxed);
+            }
+            Err(error) if !self.has_failed.swap(true, Ordering::Relaxed) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "reading the authorities of peers in {}", self.file.display());
+            }
+            Err(_) => {}
+        }
+        self.last.lock().clone()
     }
 }
 
@@ -226,10 +268,10 @@ mod tests {
     async fn a_name_stands_for_every_address_that_it_has() {
         let peers = Peers::new(Vec::new(), None, Metrics::default().of_peers());
         let named = |url: &str| config::Peer::Named(Url::parse(url).unwrap());
-        let found = peers.places(&named("https://localhost:5000")).await.unwrap();
+        let found = peers.places(&named("https://localhost:5000"), None).await.unwrap();
         let one = found.iter().find(|it| it.name == "https://127.0.0.1:5000").unwrap();
         assert_eq!(one.url.host_str(), Some("localhost"));
-        assert!(peers.places(&named("http://nowhere.invalid:1")).await.is_err());
+        assert!(peers.places(&named("http://nowhere.invalid:1"), None).await.is_err());
     }
 
     fn places(numbers: &[u8]) -> Vec<Place> {

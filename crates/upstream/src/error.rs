@@ -128,6 +128,10 @@ pub enum SetupError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// The text of certificate authorities holds no certificate, or one that is damaged.
+    #[error("reading the certificate authorities")]
+    Authorities(#[source] Box<dyn std::error::Error + Send + Sync>),
+
     /// A file of the client certificate cannot be read or understood, or its key is another one's.
     #[error("reading the client certificate in {}", .path.display())]
     ClientCertificate {

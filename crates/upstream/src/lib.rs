@@ -34,6 +34,7 @@ mod exchange;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod header;
+mod heard;
 mod limits;
 mod link;
 pub mod probe;
@@ -51,6 +52,7 @@ pub use client_certificate::ClientCertificate;
 pub use credentials::{Credentials, CredentialsError, CredentialsProblem};
 pub use docker_config::ParseDockerConfigError;
 pub use error::{Cause, Error, SetupError};
+pub use heard::Heard;
 pub use reach::Reach;
 pub use replica::{Passed, Replica, ReplicaSettings, X_LARDER_PEER};
 pub use secret::Secret;

@@ -6,7 +6,6 @@
 //! what came of it.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,8 +36,8 @@ pub struct ReplicaSettings {
     /// The address to connect to, if it is not to be looked up. The certificate is still to be one
     /// for the host of `url`.
     pub address: Option<SocketAddr>,
-    /// A file of PEM certificates that are trusted beside the system's.
-    pub ca: Option<PathBuf>,
+    /// Authorities that are trusted beside the system's, as the text of a PEM file.
+    pub ca: Option<String>,
     /// What this process calls itself: letters that a header may have.
     pub me: String,
     /// The longest that a connection may take, TLS included.
@@ -72,8 +71,7 @@ pub struct Passed {
 }
 
 impl Replica {
-    /// A client with connections of its own. Nothing is asked yet, but the file that `settings` name
-    /// is read, blocking.
+    /// A client with connections of its own. Nothing is asked yet.
     ///
     /// # Errors
     ///

@@ -57,11 +57,15 @@ pub(crate) fn client_config(settings: &Settings) -> Result<ClientConfig, SetupEr
 }
 
 /// The TLS settings of a client that speaks HTTP/1.1 to a replica of this cache, and trusts the
-/// system's authorities and those in the file `ca`.
-pub(crate) fn replica_config(ca: Option<&Path>) -> Result<ClientConfig, SetupError> {
+/// system's authorities and those in the text `ca`.
+pub(crate) fn replica_config(ca: Option<&str>) -> Result<ClientConfig, SetupError> {
     let builder = ClientConfig::builder_with_provider(provider());
     let builder = builder.with_safe_default_protocol_versions()?;
-    let mut config = builder.with_root_certificates(roots(ca)?).with_no_client_auth();
+    let mut roots = system_roots();
+    if let Some(pem) = ca {
+        trust(&mut roots, pem.as_bytes()).map_err(SetupError::Authorities)?;
+    }
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -71,16 +75,26 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 }
 
 pub(crate) fn roots(ca: Option<&Path>) -> Result<RootCertStore, SetupError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(SYSTEM_ROOTS.iter().cloned());
+    let mut roots = system_roots();
     if let Some(path) = ca {
         let error = |source| SetupError::Ca { path: path.to_owned(), source };
         let pem = std::fs::read(path).map_err(|source| error(source.into()))?;
-        for certificate in certificates_in(&pem).map_err(error)? {
-            roots.add(certificate).map_err(|source| error(source.into()))?;
-        }
+        trust(&mut roots, &pem).map_err(error)?;
     }
     Ok(roots)
+}
+
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(SYSTEM_ROOTS.iter().cloned());
+    roots
+}
+
+fn trust(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), AnyError> {
+    for certificate in certificates_in(pem)? {
+        roots.add(certificate)?;
+    }
+    Ok(())
 }
 
 pub(crate) type AnyError = Box<dyn std::error::Error + Send + Sync>;

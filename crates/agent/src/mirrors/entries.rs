@@ -62,6 +62,21 @@ impl Entries {
         report
     }
 
+    /// Has the entries be for these registries from now on, and puts back what was written for others.
+    /// Registries by pattern are, for a runtime, all of them.
+    ///
+    /// # Errors
+    ///
+    /// The record cannot be written.
+    pub fn want(&mut self, hosts: BTreeSet<String>) -> Result<Report, RecordError> {
+        self.wanted.mirrors.hosts = match hosts.iter().any(|host| host.contains('*')) {
+            true => vec!["*".to_owned()],
+            false => hosts.into_iter().collect(),
+        };
+        let targets = self.targets();
+        self.restore(|kept| !targets.iter().any(|target| target.path == kept.path))
+    }
+
     /// Puts everything back as it was. Without `all`, only what runtimes read for each pull: the
     /// others would not notice.
     ///
@@ -69,9 +84,14 @@ impl Entries {
     ///
     /// The record cannot be written.
     pub fn withdraw(&mut self, all: bool) -> Result<Report, RecordError> {
+        self.restore(|kept| all || kept.runtime.restart().is_none())
+    }
+
+    /// Puts back those that are to `go`; the others stay active.
+    fn restore(&mut self, go: impl Fn(&Kept) -> bool) -> Result<Report, RecordError> {
         let mut report = Report::default();
         for kept in self.record.all().to_vec() {
-            if !all && kept.runtime.restart().is_some() {
+            if !go(&kept) {
                 report.active.insert(kept.runtime);
                 continue;
             }

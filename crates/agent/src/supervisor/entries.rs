@@ -1,5 +1,6 @@
 //! When the mirror entries are there: while they work.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,15 @@ use tracing::{info, warn};
 
 use crate::metrics::Metrics;
 use crate::mirrors::{Entries, RecordError, Report, Runtime};
+
+/// For whom the endpoint works.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Works {
+    /// Whether a replica is there.
+    pub(super) is_working: bool,
+    /// The registries that there are caches of; `None`: as the settings say.
+    pub(super) hosts: Option<BTreeSet<String>>,
+}
 
 /// How long the endpoint may work for nobody until the entries are withdrawn. Before that it answers
 /// 503 at once, which costs next to nothing; files that come and go with each hiccup would cost more.
@@ -31,7 +41,7 @@ pub(super) async fn keep(
     entries: Entries,
     runtimes: Vec<Runtime>,
     endpoint: SocketAddr,
-    mut works: watch::Receiver<bool>,
+    mut works: watch::Receiver<Works>,
     metrics: Metrics,
     stopping: CancellationToken,
     withdrawn: CancellationToken,
@@ -41,21 +51,22 @@ pub(super) async fn keep(
     let keeping = async {
         loop {
             // Written by now, by this process or an earlier one, or withdrawn.
-            let is_working = *works.borrow_and_update();
+            let Works { is_working, hosts } = works.borrow_and_update().clone();
+            if let Some(hosts) = hosts {
+                keeper.want(hosts).await;
+            }
             if is_working {
                 tokio::select! {
                     () = answering(endpoint) => keeper.write().await,
-                    () = until(&mut works, false) => continue,
+                    () = changed(&mut works) => continue,
                 }
             } else {
                 tokio::select! {
-                    () = until(&mut works, true) => continue,
+                    () = changed(&mut works) => continue,
                     () = sleep(GRACE) => keeper.withdraw(false).await,
                 }
             }
-            if works.changed().await.is_err() {
-                return std::future::pending().await;
-            }
+            changed(&mut works).await;
         }
     };
     tokio::select! {
@@ -81,6 +92,17 @@ impl Keeper {
                 let name = runtime.as_str();
                 warn!("{name} does not read {} before it is told to: {restart}", path.display());
             }
+        }
+    }
+
+    /// Has the entries be for these registries; those for others are put back at once.
+    async fn want(&self, hosts: BTreeSet<String>) {
+        let report = self.blocking(move |entries| entries.want(hosts)).await;
+        for (runtime, path) in &report.changed {
+            info!(runtime = runtime.as_str(), "{} is put back", path.display());
+        }
+        for note in &report.notes {
+            warn!("{note}");
         }
     }
 
@@ -122,9 +144,9 @@ impl Keeper {
     }
 }
 
-/// Returns once it works, or does not.
-async fn until(works: &mut watch::Receiver<bool>, is_working: bool) {
-    if works.wait_for(|works| *works == is_working).await.is_err() {
+/// Returns once something is different.
+async fn changed(works: &mut watch::Receiver<Works>) {
+    if works.changed().await.is_err() {
         std::future::pending().await
     }
 }

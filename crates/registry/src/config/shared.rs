@@ -7,6 +7,7 @@ use url::Url;
 
 use super::document::{Node, Section};
 use super::files::Files;
+use super::keys::text;
 use super::mistake::{Located, Mistakes, Wrong, wrong};
 use super::peers::Peers;
 use super::upstream::{HTTP, cannot_read};
@@ -152,17 +153,6 @@ impl Keys {
         let advertise = self.advertise.map(|it| it.value);
         Some(Shared { database: DatabaseUrl(url.into()), s3, redirect, budget, advertise })
     }
-}
-
-fn text<T>(
-    section: &mut Section<'_>,
-    mistakes: &mut Mistakes,
-    key: &'static str,
-    parse: impl FnOnce(&str) -> Result<T, Wrong>,
-) -> Option<Located<T>> {
-    let node = section.take(key)?;
-    let value = node.text().and_then(parse);
-    mistakes.keep(node.at, value)
 }
 
 fn storage(text: &str) -> Result<Storage, Wrong> {

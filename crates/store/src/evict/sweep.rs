@@ -332,7 +332,7 @@ impl<'s> Sweep<'s> {
 
     // === letting go ===
 
-    /// Whether it stays for now, whatever the order says.
+    /// Whether it stays in this pass, whatever the order says.
     fn is_spared(&self, candidate: &Candidate) -> bool {
         self.gone.contains(&candidate.content)
             || self.pinned.contains(&candidate.content)

@@ -258,10 +258,7 @@ pub(super) async fn put_parts(
 }
 
 /// Forgets that a content was a manifest, if it was one.
-pub(super) async fn remove_manifest(
-    connection: &mut AnyConnection,
-    content: i64,
-) -> sqlx::Result<()> {
+async fn remove_manifest(connection: &mut AnyConnection, content: i64) -> sqlx::Result<()> {
     for statement in
         ["DELETE FROM manifests WHERE content = $1", "DELETE FROM parts WHERE manifest = $1"]
     {

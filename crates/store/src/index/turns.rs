@@ -1,13 +1,16 @@
 //! In which order content goes, and what is known beside each that may have to.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use larder_core::Digest;
 use larder_core::eviction::{Order, Queue, Standing};
 use larder_core::name::Named;
+use sqlx::any::AnyArguments;
+use sqlx::query::Query;
+use sqlx::{Any, AnyConnection, AssertSqlSafe};
 use tokio_util::sync::CancellationToken;
 
-use super::blobs::remove_manifest;
 use super::{Index, IndexError, from_millis, to_millis};
 
 /// How long a tag is remembered that upstream was not asked about, once what it names has gone.
@@ -260,14 +263,22 @@ impl Index {
         order: Order,
     ) -> Result<(), IndexError> {
         let mut transaction = self.writer.begin().await?;
-        for (content, standing) in standings {
-            sqlx::query("UPDATE blobs SET queue = $1, uses = $2, rank = $3 WHERE content = $4")
-                .bind(queue_number(standing.queue))
-                .bind(i64::from(standing.uses))
-                .bind(standing.rank)
-                .bind(content)
-                .execute(&mut *transaction)
-                .await?;
+        for standings in standings.chunks(MAX_ROWS) {
+            let rows = rows(standings.len(), &["BIGINT", "BIGINT", "BIGINT", "DOUBLE PRECISION"]);
+            let statement = format!(
+                "WITH now (content, queue, uses, rank) AS (VALUES {rows}) \
+                 UPDATE blobs SET queue = now.queue, uses = now.uses, rank = now.rank \
+                 FROM now WHERE blobs.content = now.content"
+            );
+            let mut query = sqlx::query(AssertSqlSafe(statement));
+            for (content, standing) in standings {
+                query = query
+                    .bind(content)
+                    .bind(queue_number(standing.queue))
+                    .bind(i64::from(standing.uses))
+                    .bind(standing.rank);
+            }
+            query.execute(&mut *transaction).await?;
         }
         sqlx::query(
             "INSERT INTO numbers (name, value) VALUES ('age', $1) \
@@ -297,36 +308,32 @@ impl Index {
         now: SystemTime,
     ) -> Result<Vec<Removed>, IndexError> {
         let mut removed = Vec::with_capacity(victims.len());
-        let mut victims = victims.to_vec();
-        victims.sort_unstable();
         let mut transaction = self.writer.begin().await?;
-        for (content, uses) in &victims {
-            let row: Option<(i64,)> =
-                sqlx::query_as("DELETE FROM blobs WHERE content = $1 RETURNING room")
-                    .bind(content)
-                    .fetch_optional(&mut *transaction)
-                    .await?;
-            let Some((room,)) = row else { continue };
-            remove_manifest(&mut transaction, *content).await?;
-            if let Some(uses) = uses {
-                sqlx::query(
-                    "INSERT INTO gone (content, room, uses, gone_at) VALUES ($1, $2, $3, $4) \
-                     ON CONFLICT (content) DO UPDATE SET room = excluded.room, \
-                       uses = excluded.uses, gone_at = excluded.gone_at",
-                )
-                .bind(content)
-                .bind(room)
-                .bind(i64::from(*uses))
-                .bind(to_millis(now))
-                .execute(&mut *transaction)
-                .await?;
+        for victims in victims.chunks(MAX_ROWS) {
+            let contents: Vec<i64> = victims.iter().map(|(content, _)| *content).collect();
+            let rooms = delete_blobs(&mut transaction, &contents).await?;
+            for statement in
+                ["DELETE FROM manifests WHERE content IN", "DELETE FROM parts WHERE manifest IN"]
+            {
+                let statement = format!("{statement} ({})", row(1, contents.len()));
+                bound(&statement, &contents).execute(&mut *transaction).await?;
             }
-            let (digest,): (String,) = sqlx::query_as("SELECT digest FROM contents WHERE id = $1")
-                .bind(content)
-                .fetch_one(&mut *transaction)
+            let uses = victims.iter().filter_map(|(content, uses)| {
+                Some((*content, *rooms.get(content)?, i64::from((*uses)?)))
+            });
+            let uses: Vec<_> = uses.collect();
+            remember_gone(&mut transaction, &uses, to_millis(now)).await?;
+            let statement =
+                format!("SELECT id, digest FROM contents WHERE id IN ({})", row(1, contents.len()));
+            let digests: Vec<(i64, String)> = contents
+                .iter()
+                .fold(sqlx::query_as(AssertSqlSafe(statement)), |query, it| query.bind(it))
+                .fetch_all(&mut *transaction)
                 .await?;
-            if let Ok(digest) = digest.parse() {
-                removed.push(Removed { digest, room: room.cast_unsigned() });
+            for (content, digest) in digests {
+                if let (Some(room), Ok(digest)) = (rooms.get(&content), digest.parse()) {
+                    removed.push(Removed { digest, room: room.cast_unsigned() });
+                }
             }
         }
         transaction.commit().await?;
@@ -450,4 +457,68 @@ impl Index {
         transaction.commit().await?;
         Ok(())
     }
+}
+
+// === many rows at once ===
+
+/// The most rows of one statement: each is a journey to another thread, or another machine.
+const MAX_ROWS: usize = 64;
+
+/// `$3, $4, $5`: parameters of one row, from `first`.
+fn row(first: usize, n: usize) -> String {
+    let names: Vec<String> = (first..first + n).map(|n| format!("${n}")).collect();
+    names.join(", ")
+}
+
+/// `(CAST($1 AS BIGINT), …), (…)`: parameters of `n` rows of these types, which PostgreSQL does not
+/// find out by itself.
+fn rows(n: usize, types: &[&str]) -> String {
+    let row = |row: usize| {
+        let parameters = types
+            .iter()
+            .enumerate()
+            .map(|(column, kind)| format!("CAST(${} AS {kind})", row * types.len() + column + 1));
+        format!("({})", parameters.collect::<Vec<_>>().join(", "))
+    };
+    (0..n).map(row).collect::<Vec<_>>().join(", ")
+}
+
+fn bound<'q>(statement: &str, contents: &[i64]) -> Query<'q, Any, AnyArguments> {
+    let query = sqlx::query(AssertSqlSafe(statement.to_owned()));
+    contents.iter().fold(query, |query, content| query.bind(*content))
+}
+
+/// Deletes rows of `blobs`; returns the room of each that was there, by content.
+async fn delete_blobs(
+    connection: &mut AnyConnection,
+    contents: &[i64],
+) -> sqlx::Result<HashMap<i64, i64>> {
+    let list = row(1, contents.len());
+    let statement = format!("DELETE FROM blobs WHERE content IN ({list}) RETURNING content, room");
+    let query = sqlx::query_as(AssertSqlSafe(statement));
+    let query = contents.iter().fold(query, |query, content| query.bind(content));
+    let rows: Vec<(i64, i64)> = query.fetch_all(connection).await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Remembers of each content its room and how often it was used.
+async fn remember_gone(
+    connection: &mut AnyConnection,
+    gone: &[(i64, i64, i64)],
+    now: i64,
+) -> sqlx::Result<()> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let rows = rows(gone.len(), &["BIGINT"; 4]);
+    let statement = format!(
+        "INSERT INTO gone (content, room, uses, gone_at) VALUES {rows} \
+         ON CONFLICT (content) DO UPDATE SET room = excluded.room, \
+           uses = excluded.uses, gone_at = excluded.gone_at"
+    );
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for (content, room, uses) in gone {
+        query = query.bind(content).bind(room).bind(uses).bind(now);
+    }
+    query.execute(connection).await.map(drop)
 }

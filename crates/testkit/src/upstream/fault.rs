@@ -87,6 +87,8 @@ pub enum Fault {
         /// The value of `Retry-After`.
         retry_after: u32,
     },
+    /// Takes so long before answering anything.
+    Think(Duration),
     /// Waits at the gate before answering anything.
     Wait(Gate),
     /// Waits at the gate after so many bytes; those before it have been sent.

@@ -113,6 +113,9 @@ async fn serve_request(
     let faults = shared.rules.lock().take(&request);
     let entry = shared.log.begin(request.clone());
     for fault in &faults {
+        if let Fault::Think(time) = fault {
+            tokio::time::sleep(*time).await;
+        }
         if let Fault::Wait(gate) = fault {
             pass_or_leave(gate, stream).await?;
         }

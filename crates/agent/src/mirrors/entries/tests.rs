@@ -186,3 +186,30 @@ impl Node {
         Entries::open(wanted, &self.path("state")).unwrap_err().to_string()
     }
 }
+
+#[test]
+fn entries_follow_the_registries_that_there_are_caches_of() {
+    let node = Node::new();
+    node.put("etc/certs.d/a.io/hosts.toml", "server = \"https://a.io\"\n");
+    node.put("etc/daemon.json", "{}");
+    let before = node.snapshot();
+    let mut entries = node.entries(&[], 5050);
+    let of = |hosts: &[&str]| hosts.iter().map(|&host| host.to_owned()).collect();
+    assert_eq!(entries.want(of(&["a.io", "docker.io"])).unwrap(), Report::default());
+    entries.write();
+    assert!(node.text("etc/certs.d/a.io/hosts.toml").contains("127.0.0.1:5050"));
+    assert!(node.text("etc/daemon.json").contains("127.0.0.1:5050"));
+
+    entries.want(of(&["a.io", "b.io"])).unwrap();
+    entries.write();
+    assert!(!node.path("etc/certs.d/docker.io").exists());
+    assert!(node.text("etc/certs.d/b.io/hosts.toml").contains("127.0.0.1:5050"));
+    assert!(node.text("etc/certs.d/a.io/hosts.toml").contains("127.0.0.1:5050"));
+
+    entries.want(of(&["*.gcr.io"])).unwrap();
+    entries.write();
+    assert!(node.text("etc/certs.d/_default/hosts.toml").contains("127.0.0.1:5050"));
+
+    entries.want(of(&[])).unwrap();
+    assert_eq!(node.snapshot(), before);
+}
