@@ -15,7 +15,10 @@ pub fn mirrors(bytes: &[u8]) {
     let (_, edit) = EDITORS[letter as usize % EDITORS.len()];
     let before = characters.as_str();
     let Some(after) = edit(before) else { return };
-    assert!(before.trim().is_empty() || is_within(before, &after), "{before:?} is not in {after:?}");
+    assert!(
+        before.trim().is_empty() || is_within(before, &after),
+        "{before:?} is not in {after:?}"
+    );
     assert!(edit(&after).is_none_or(|again| again == after), "{after:?} is edited again");
 }
 

@@ -10,11 +10,13 @@
 
 mod sweep;
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::future::join_all;
 use larder_core::Digest;
 use larder_core::eviction::Order;
 use larder_core::manifest::Manifest;
@@ -49,6 +51,12 @@ const UNREAD_AT_ONCE: u32 = 100;
 
 /// The part of what is stored that goes when the disk is full in the middle of a write.
 const RELIEF: u64 = 20;
+
+/// Up to which size freeing a file's bytes takes no longer than moving the file.
+const FREED_AT_ONCE: u64 = 1 << 20;
+
+/// How many threads remove small files: each waits for the disk to say where a file is.
+const N_REMOVING: usize = 4;
 
 /// Writes down uses and keeps budget and times, until the store closes.
 pub(crate) async fn run(store: Store) {
@@ -248,29 +256,34 @@ impl Store {
         }
         let removed = self.index().remove_blobs(victims, SystemTime::now()).await?;
         let mut room = 0;
-        let mut moves = Vec::with_capacity(removed.len());
+        let (mut small, mut large) = (Vec::new(), Vec::new());
         for blob in removed {
             room += blob.room;
             self.subtract(blob.room);
             self.0.removals.fetch_add(1, Ordering::SeqCst);
             self.forget_cached(&blob.digest);
-            let (path, aside) = (self.layout().blob(&blob.digest), self.layout().new_staging());
-            moves.push((path, self.slow(RemoveOnDrop::new(aside))));
-        }
-        let files = blocking(move || {
-            for (path, aside) in &moves {
-                if let Err(error) = std::fs::rename(path, aside.path())
-                    && error.kind() != std::io::ErrorKind::NotFound
-                {
-                    warn!(%error, "removing {}", path.display());
+            let path = self.layout().blob(&blob.digest);
+            match blob.room <= FREED_AT_ONCE {
+                true => small.push(path),
+                false => {
+                    let aside = RemoveOnDrop::new(self.layout().new_staging());
+                    large.push((path, self.slow(aside)));
                 }
             }
-            moves.into_iter().map(|(_, aside)| aside).collect::<Vec<_>>()
-        })
-        .await;
-        drop(names);
-        // Freeing the bytes of a large file takes long; by now nobody waits for it.
-        blocking(move || files.into_iter().map(Slow::into_inner).for_each(drop)).await;
+        }
+        unlink_all(small).await;
+        if !large.is_empty() {
+            let files = blocking(move || {
+                for (path, aside) in &large {
+                    report_removal(path, std::fs::rename(path, aside.path()));
+                }
+                large.into_iter().map(|(_, aside)| aside).collect::<Vec<_>>()
+            })
+            .await;
+            drop(names);
+            // By now nobody waits for it.
+            blocking(move || files.into_iter().map(Slow::into_inner).for_each(drop)).await;
+        }
         self.0.blobs.run_pending_tasks();
         self.0.evicted.fetch_add(room, Ordering::Relaxed);
         Ok(room)
@@ -308,7 +321,23 @@ pub(crate) struct Limits {
 
 /// Removes a file that is about to go. Blocks.
 fn unlink(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
+    report_removal(path, std::fs::remove_file(path));
+}
+
+/// Removes files, several at a time.
+async fn unlink_all(paths: Vec<PathBuf>) {
+    let share = paths.len().div_ceil(N_REMOVING).max(1);
+    let unlink_some = |paths: &[PathBuf]| {
+        let paths = paths.to_vec();
+        blocking(move || paths.iter().for_each(|path| unlink(path)))
+    };
+    join_all(paths.chunks(share).map(unlink_some)).await;
+}
+
+fn report_removal(path: &Path, done: io::Result<()>) {
+    if let Err(error) = done
+        && error.kind() != io::ErrorKind::NotFound
+    {
         warn!(%error, "removing {}", path.display());
     }
 }

@@ -77,7 +77,7 @@ fn too_short() -> io::Error {
 mod tests {
     use std::io::Write as _;
 
-    use tokio_util::task::TaskTracker;
+    use crate::work::Ending;
 
     use super::*;
 
@@ -97,7 +97,7 @@ mod tests {
     fn shared(bytes: &[u8]) -> SharedFile {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        let file = Slow::new(file, &TaskTracker::new());
+        let file = Slow::new(file, &Ending::default());
         SharedFile::new(Arc::new(file), Buffers::default())
     }
 }

@@ -63,7 +63,7 @@ use crate::names::Names;
 use crate::reading::Reading;
 use crate::shared::Note;
 use crate::space::Volume;
-use crate::work::{Slow, blocking};
+use crate::work::{Ending, Slow, blocking};
 
 pub use crate::blobs::Blob;
 pub use crate::evict::{Gone, Reason, Swept};
@@ -142,6 +142,7 @@ struct Inner {
     unsynced: Notify,
     shared: Option<Shared>,
     tasks: TaskTracker,
+    ending: Ending,
     closing: CancellationToken,
     /// Held open: the lock goes with the file, after everything else.
     _lock: File,
@@ -263,6 +264,7 @@ impl Store {
             None => (None, None),
         };
 
+        let tasks = TaskTracker::new();
         let store = Self(Arc::new(Inner {
             layout,
             index,
@@ -295,7 +297,8 @@ impl Store {
             is_full: AtomicBool::new(false),
             unsynced: Notify::new(),
             shared,
-            tasks: TaskTracker::new(),
+            ending: Ending::new(tasks.clone()),
+            tasks,
             closing: CancellationToken::new(),
             _lock: lock,
         }));
@@ -487,7 +490,7 @@ impl Store {
     }
 
     pub(crate) fn slow<T: Send + 'static>(&self, value: T) -> Slow<T> {
-        Slow::new(value, &self.0.tasks)
+        Slow::new(value, &self.0.ending)
     }
 
     pub(crate) fn share(&self, file: Arc<Slow<File>>) -> SharedFile {

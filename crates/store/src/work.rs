@@ -1,9 +1,13 @@
 //! Work that blocks, or that must come to its end.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::future::pending;
 use std::ops::Deref;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -46,13 +50,80 @@ async fn outcome<T>(task: JoinHandle<T>) -> T {
 pub(crate) struct Slow<T: Send + 'static> {
     /// Taken when it is dropped or given away.
     value: Option<T>,
+    ending: Ending,
+}
+
+/// Where what is slow comes to its end. Cheap to clone.
+///
+/// Files that are no longer kept open go by the hundred; each on a thread of its own would cost the
+/// memory of hundreds of threads.
+#[derive(Clone, Default)]
+pub(crate) struct Ending {
     tasks: TaskTracker,
+    queue: Arc<Mutex<Queue>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Box<dyn Send>>,
+    n_threads: usize,
+}
+
+/// The most threads that wait for the disk to be done with something: one that hangs keeps not all
+/// others from ending.
+const MAX_THREADS: usize = 4;
+
+impl Ending {
+    /// `tasks` waits for each end once that has begun.
+    pub(crate) fn new(tasks: TaskTracker) -> Self {
+        Self { tasks, queue: Arc::default() }
+    }
+
+    fn end(&self, value: Box<dyn Send>) {
+        let mut queue = self.queue.lock();
+        queue.waiting.push_back(value);
+        if queue.n_threads < MAX_THREADS {
+            queue.n_threads += 1;
+            drop(queue);
+            // Also at the end of the runtime, when this is dropped without having been run.
+            let rest = Rest(Arc::clone(&self.queue));
+            self.tasks.spawn_blocking(move || drop(rest));
+        }
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ending").finish_non_exhaustive()
+    }
+}
+
+/// Ends what waits, where it is dropped.
+struct Rest(Arc<Mutex<Queue>>);
+
+impl Rest {
+    fn next(&self) -> Option<Box<dyn Send>> {
+        let mut queue = self.0.lock();
+        let next = queue.waiting.pop_front();
+        if next.is_none() {
+            queue.n_threads -= 1;
+        }
+        next
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        while let Some(value) = self.next() {
+            drop(value);
+        }
+    }
 }
 
 impl<T: Send + 'static> Slow<T> {
-    /// Wraps `value`; `tasks` waits for its end once that has begun.
-    pub(crate) fn new(value: T, tasks: &TaskTracker) -> Self {
-        Self { value: Some(value), tasks: tasks.clone() }
+    /// Wraps `value`.
+    pub(crate) fn new(value: T, ending: &Ending) -> Self {
+        Self { value: Some(value), ending: ending.clone() }
     }
 
     pub(crate) fn into_inner(mut self) -> T {
@@ -71,15 +142,16 @@ impl<T: Send + 'static> Deref for Slow<T> {
 impl<T: Send + 'static> Drop for Slow<T> {
     fn drop(&mut self) {
         let Some(value) = self.value.take() else { return };
-        // Outside of a runtime, or at its end, nobody is kept waiting.
+        // Outside of a runtime nobody is kept waiting.
         if Handle::try_current().is_ok() {
-            self.tasks.spawn_blocking(move || drop(value));
+            self.ending.end(Box::new(value));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::sync::mpsc;
     use std::task::{Context, Waker};
     use std::thread::ThreadId;
@@ -98,16 +170,30 @@ mod tests {
     #[tokio::test]
     async fn something_slow_ends_on_another_thread_and_its_tasks_wait_for_that() {
         let (tasks, (ended, end)) = (TaskTracker::new(), mpsc::channel());
-        drop(Slow::new(Witness(ended), &tasks));
+        drop(Slow::new(Witness(ended), &Ending::new(tasks.clone())));
         tasks.close();
         tasks.wait().await;
         assert_ne!(end.try_recv().unwrap(), std::thread::current().id());
     }
 
+    #[tokio::test]
+    async fn many_things_end_on_a_few_threads() {
+        let (tasks, (ended, end)) = (TaskTracker::new(), mpsc::channel());
+        let ending = Ending::new(tasks.clone());
+        for _ in 0..100 {
+            drop(Slow::new(Witness(ended.clone()), &ending));
+        }
+        tasks.close();
+        tasks.wait().await;
+        let threads: Vec<ThreadId> = end.try_iter().collect();
+        assert_eq!(threads.len(), 100);
+        assert!(threads.into_iter().collect::<HashSet<_>>().len() <= MAX_THREADS);
+    }
+
     #[test]
     fn something_slow_ends_at_once_where_there_is_no_runtime() {
         let (ended, end) = mpsc::channel();
-        drop(Slow::new(Witness(ended), &TaskTracker::new()));
+        drop(Slow::new(Witness(ended), &Ending::default()));
         assert_eq!(end.try_recv().unwrap(), std::thread::current().id());
     }
 
@@ -115,7 +201,7 @@ mod tests {
     fn something_slow_ends_also_when_the_runtime_has_ended() {
         let (ended, end) = mpsc::channel();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let slow = Slow::new(Witness(ended), &TaskTracker::new());
+        let slow = Slow::new(Witness(ended), &Ending::default());
         runtime.spawn(async move {
             let _slow = slow;
             pending::<()>().await;
