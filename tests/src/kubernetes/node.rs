@@ -77,7 +77,7 @@ impl Node {
             Self { name, address, _programs: vec![containerd], machine, _cgroups: cgroups };
         node.import(PAUSE, &images::busybox()).await;
         let kubelet = node.machine.start("kubelet", &kubelet(address, n));
-        let proxy = start_proxy(&node.machine, keys);
+        let proxy = start_proxy(&node.machine, &node.name, keys);
         node._programs.extend([kubelet, proxy]);
         node
     }
@@ -192,8 +192,8 @@ fn kubelet(address: Ipv4Addr, n: u8) -> Command {
     command
 }
 
-/// Has a machine of the cluster reach services, as pods do.
-pub(super) fn start_proxy(machine: &Machine, keys: &Keys) -> Process {
+/// Has a machine of the cluster reach services, as pods of `node` do.
+pub(super) fn start_proxy(machine: &Machine, node: &str, keys: &Keys) -> Process {
     let user = keys.kubeconfig("system:kube-proxy", None, &control_plane::inner_url());
     machine.write(&format!("{ETC}/kube-proxy.conf"), &user);
     // Connection tracking is left as it is: its limits are the whole computer's.
@@ -201,12 +201,11 @@ pub(super) fn start_proxy(machine: &Machine, keys: &Keys) -> Process {
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: iptables
-hostnameOverride: {}
+hostnameOverride: {node}
 clientConnection: {{kubeconfig: {ETC}/kube-proxy.conf}}
 clusterCIDR: {PODS}
 conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
-",
-        machine.name()
+"
     );
     machine.write(&format!("{ETC}/kube-proxy.yaml"), &config);
     let mut command = program("kube-proxy");
