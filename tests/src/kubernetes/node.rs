@@ -87,11 +87,13 @@ impl Node {
         &self.machine
     }
 
-    /// Has containerd find a registry that has no address (`registry.test`) at a URL, unless it is told
-    /// to ask elsewhere first.
+    /// Has containerd find a registry that has no address (`registry.test`) at a URL.
     pub fn find_registry(&self, host: &str, url: &str) {
-        let path = format!("/etc/containerd/certs.d/{host}/hosts.toml");
-        self.machine.write(&path, &format!("server = \"{url}\"\n"));
+        // containerd 1.7 takes no file without a `host`.
+        let hosts = format!(
+            "server = \"{url}\"\n[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+        );
+        self.machine.write(&format!("/etc/containerd/certs.d/{host}/hosts.toml"), &hosts);
     }
 
     /// Puts an image where the kubelet finds it without a registry, as `name`
