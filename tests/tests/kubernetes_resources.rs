@@ -173,7 +173,7 @@ async fn each_rule_refuses_with_what_a_person_has_to_know() {
         ),
         ("volume", json!({ "size": "0" }), "volume.size", "must be more than 0"),
         ("volume", json!({ "size": "-1Gi" }), "volume.size", "must be more than 0"),
-        ("volume", json!({ "size": "much" }), "volume.size", "much"),
+        ("volume", json!({ "size": "much" }), "volume.size", "must be more than 0"),
         (
             "volume",
             json!({ "storageClassName": "" }),
