@@ -93,9 +93,12 @@ fn path(suite: &str, program: &str) -> PathBuf {
 }
 
 fn folder() -> PathBuf {
-    std::env::var_os("LARDER_SUITES").map(PathBuf::from).unwrap_or_else(|| {
-        let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        cache.unwrap_or_else(home).join("larder/suites")
-    })
+    std::env::var_os("LARDER_SUITES").map(PathBuf::from).unwrap_or_else(|| cache().join("suites"))
+}
+
+/// Where scripts put what is made once.
+pub(crate) fn cache() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    cache.unwrap_or_else(home).join("larder")
 }

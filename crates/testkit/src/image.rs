@@ -1,17 +1,17 @@
 //! Images made in memory.
 
-use std::io::Write as _;
+mod archive;
 
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use larder_core::{Digest, media};
 use serde_json::{Value, json};
 
 use crate::random;
+use archive::{gzip, tar};
 
 /// The media type of an OCI layer.
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const OCI_PLAIN_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
@@ -132,6 +132,65 @@ impl Image {
         }
     }
 
+    /// An OCI image for this machine's architecture, with one layer, that starts `entrypoint` as `user`
+    /// (`USER:GROUP`). A file is its path, without a slash before it, its content and its mode.
+    pub fn of_files(files: &[(&str, &[u8], u32)], entrypoint: &[&str], user: &str) -> Self {
+        let archive = tar(files);
+        let layer = Content::new(OCI_PLAIN_LAYER, archive);
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "powerpc64" => "ppc64le",
+            other => other,
+        };
+        let config = json!({
+            "os": "linux",
+            "architecture": architecture,
+            "config": { "Entrypoint": entrypoint, "User": user },
+            "rootfs": { "type": "layers", "diff_ids": [layer.digest] },
+        });
+        let config = Content::json(OCI_CONFIG, &config);
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": media::OCI_MANIFEST,
+            "config": config.descriptor(),
+            "layers": [layer.descriptor()],
+        });
+        Self {
+            manifest: Content::json(media::OCI_MANIFEST, &manifest),
+            images: Vec::new(),
+            config: Some(config),
+            layers: vec![layer],
+            files: Vec::new(),
+            platform: ("linux".to_owned(), architecture.to_owned()),
+        }
+    }
+
+    /// An archive of the image as an OCI layout, in which it is called `name`
+    /// (`HOST/REPOSITORY:TAG`).
+    pub fn layout(&self, name: &str) -> Vec<u8> {
+        let mut entry = self.manifest.descriptor();
+        entry["annotations"] = json!({ "io.containerd.image.name": name });
+        let index = json!({
+            "schemaVersion": 2,
+            "mediaType": media::OCI_INDEX,
+            "manifests": [entry],
+        });
+        let index = index.to_string();
+        let mut contents = vec![
+            ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.as_slice()),
+            ("index.json".to_owned(), index.as_bytes()),
+        ];
+        let named: Vec<&Content> = self.blobs().chain([&self.manifest]).collect();
+        for content in named {
+            let (algorithm, hex) = (content.digest.algorithm(), content.digest.hex());
+            contents.push((format!("blobs/{algorithm}/{hex}"), &content.bytes));
+        }
+        let files: Vec<(&str, &[u8], u32)> =
+            contents.iter().map(|(path, bytes)| (path.as_str(), *bytes, 0o644)).collect();
+        tar(&files)
+    }
+
     /// What the manifest is called.
     pub fn digest(&self) -> &Digest {
         &self.manifest.digest
@@ -187,7 +246,7 @@ impl Builder {
             let content = random::bytes(self.seed.wrapping_mul(1000).wrapping_add(n as u64), *size);
             let packed = if self.is_unpackable {
                 let path = format!("data/layer{n}.bin");
-                let archive = tar(&path, &content);
+                let archive = tar(&[(&path, &content, 0o644)]);
                 diff_ids.push(Digest::sha256_of(&archive));
                 files.push((path, content));
                 gzip(&archive)
@@ -221,23 +280,6 @@ impl Builder {
             platform: self.platform,
         }
     }
-}
-
-/// An archive with one file, always the same bytes.
-fn tar(path: &str, content: &[u8]) -> Vec<u8> {
-    let mut header = tar::Header::new_gnu();
-    header.set_size(content.len() as u64);
-    header.set_mode(0o644);
-    header.set_mtime(0);
-    let mut archive = tar::Builder::new(Vec::with_capacity(content.len() + 4096));
-    archive.append_data(&mut header, path, content).expect("a vector takes what is written");
-    archive.into_inner().expect("a vector takes what is written")
-}
-
-fn gzip(bytes: &[u8]) -> Bytes {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len()), Compression::fast());
-    encoder.write_all(bytes).expect("a vector takes what is written");
-    Bytes::from(encoder.finish().expect("a vector takes what is written"))
 }
 
 #[cfg(test)]
