@@ -42,8 +42,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Another replica, or this one as the others know it.
 pub(crate) struct Peer {
-    /// As every replica writes it: `http://10.0.0.1:5000`.
-    name: String,
+    place: Place,
     /// What this process calls itself.
     me: Arc<str>,
     replica: Replica,
@@ -77,7 +76,7 @@ impl Peer {
         me: Arc<str>,
         metrics: PeerMetrics,
     ) -> Result<Self, SetupError> {
-        let Place { name, url, address, ca } = place;
+        let Place { name: _, url, address, ca, trusted: _ } = place.clone();
         let heard = Arc::new(Heard {
             since: Instant::now(),
             at: AtomicU64::new(0),
@@ -94,12 +93,17 @@ impl Peer {
         let replica = Replica::new(&settings, Arc::clone(&heard) as Arc<dyn Observer>)?;
         metrics.came(PeerState::Unknown);
         let (state, greeting) = (Mutex::new(PeerState::Unknown), tokio::sync::Mutex::default());
-        Ok(Self { name, me, replica, state, heard, greeting, metrics })
+        Ok(Self { place, me, replica, state, heard, greeting, metrics })
     }
 
     /// What all replicas call it.
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        &self.place.name
+    }
+
+    /// Whether it is the one at `place`, as that is asked now.
+    pub(crate) fn is_at(&self, place: &Place) -> bool {
+        self.place == *place
     }
 
     pub(crate) fn state(&self) -> PeerState {
@@ -203,7 +207,8 @@ impl Peer {
     fn is_lost(self: &Arc<Self>, reason: &Error) {
         self.becomes(PeerState::Lost);
         let reason = reason as &(dyn std::error::Error + 'static);
-        warn!(peer = self.name, reason, "passing over {}", self.name);
+        let name = self.name();
+        warn!(peer = name, reason, "passing over {name}");
         // Ends with the peer, when it is no member any more.
         let peer = Arc::downgrade(self);
         tokio::spawn(async move {
@@ -212,7 +217,7 @@ impl Peer {
                 let Some(peer) = peer.upgrade() else { return };
                 if let Ok(state) = peer.greet().await {
                     peer.becomes(state);
-                    info!(peer = peer.name, "{} is back", peer.name);
+                    info!(peer = peer.name(), "{} is back", peer.name());
                     return;
                 }
             }
@@ -234,17 +239,20 @@ impl Drop for Peer {
 
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Peer").field(&self.name).field(&self.state()).finish()
+        f.debug_tuple("Peer").field(&self.place.name).field(&self.state()).finish()
     }
 }
 
-/// Where a peer is.
+/// Where a peer is, and whom to trust there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
+    /// As every replica writes it: `http://10.0.0.1:5000`.
     pub(crate) name: String,
     pub(crate) url: url::Url,
     pub(crate) address: Option<std::net::SocketAddr>,
     pub(crate) ca: Option<std::path::PathBuf>,
+    /// What is in that file.
+    pub(crate) trusted: Option<Digest>,
 }
 
 /// When a peer was heard of last.

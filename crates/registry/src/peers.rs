@@ -9,12 +9,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder_core::{Digest, owner};
 use larder_store::Shared;
 use parking_lot::RwLock;
 use tokio::net::lookup_host;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -41,22 +42,50 @@ pub(crate) struct Peers(Arc<Inner>);
 
 struct Inner {
     me: Arc<str>,
-    configured: Vec<config::Peer>,
-    ca: Option<PathBuf>,
+    configured: RwLock<Configured>,
+    /// Something else has been configured.
+    reconfigured: Notify,
+    /// The authorities as they were read last.
+    trusted: RwLock<Option<Digest>>,
     members: RwLock<Arc<[Arc<Peer>]>>,
     metrics: PeerMetrics,
+}
+
+/// What is configured about the replicas.
+#[derive(Clone, Default, PartialEq)]
+struct Configured {
+    entries: Vec<config::Peer>,
+    ca: Option<PathBuf>,
+}
+
+/// What an entry was found to stand for.
+#[derive(Default)]
+struct Found {
+    places: Vec<Place>,
+    has_failed: bool,
 }
 
 impl Peers {
     /// Knows nobody before [`Self::follow`] runs.
     pub(crate) fn new(
-        configured: Vec<config::Peer>,
+        entries: Vec<config::Peer>,
         ca: Option<PathBuf>,
         metrics: PeerMetrics,
     ) -> Self {
-        let me = Uuid::now_v7().to_string().into();
-        let members = RwLock::new(Arc::new([]) as Arc<[_]>);
-        Self(Arc::new(Inner { me, configured, ca, members, metrics }))
+        Self(Arc::new(Inner {
+            me: Uuid::now_v7().to_string().into(),
+            configured: RwLock::new(Configured { entries, ca }),
+            reconfigured: Notify::new(),
+            trusted: RwLock::default(),
+            members: RwLock::new(Arc::new([]) as Arc<[_]>),
+            metrics,
+        }))
+    }
+
+    /// Has others be the replicas, where they find each other by what is configured.
+    pub(crate) fn reconfigure(&self, entries: Vec<config::Peer>, ca: Option<PathBuf>) {
+        *self.0.configured.write() = Configured { entries, ca };
+        self.0.reconfigured.notify_one();
     }
 
     /// What this process calls itself.
@@ -76,25 +105,31 @@ impl Peers {
     /// Keeps up with who is there, until `stopping`.
     pub(crate) async fn follow(self, stopping: CancellationToken) {
         let by_dns = |it: &config::Peer| matches!(it, config::Peer::Named(_));
-        let is_followed = self.0.configured.iter().any(by_dns);
-        let mut known: Vec<Vec<Place>> = vec![Vec::new(); self.0.configured.len()];
-        let mut has_failed = vec![false; self.0.configured.len()];
+        let mut last = Configured::default();
+        let mut found: Vec<Found> = Vec::new();
         let following = async {
             loop {
-                for (n, configured) in self.0.configured.iter().enumerate() {
+                let configured = self.0.configured.read().clone();
+                if configured != last {
+                    found = configured.entries.iter().map(|_| Found::default()).collect();
+                    last = configured.clone();
+                }
+                for (configured, found) in configured.entries.iter().zip(&mut found) {
                     match self.places(configured).await {
-                        Ok(places) => (known[n], has_failed[n]) = (places, false),
-                        Err(reason) if !has_failed[n] => {
+                        Ok(places) => *found = Found { places, has_failed: false },
+                        Err(reason) if !found.has_failed => {
                             warn!(reason, "looking up the peers {configured}");
-                            has_failed[n] = true;
+                            found.has_failed = true;
                         }
                         Err(_) => {}
                     }
                 }
-                self.adopt(known.concat());
-                match is_followed {
-                    true => sleep(LOOKUP).await,
-                    false => std::future::pending().await,
+                self.look_at_authorities().await;
+                self.adopt(found.iter().flat_map(|it| it.places.iter().cloned()).collect());
+                let is_followed = configured.ca.is_some() || configured.entries.iter().any(by_dns);
+                tokio::select! {
+                    () = sleep(LOOKUP), if is_followed => {}
+                    () = self.0.reconfigured.notified() => {}
                 }
             }
         };
@@ -104,17 +139,36 @@ impl Peers {
         }
     }
 
+    /// Reads the file of authorities again. Connections are made anew when it has changed, so that an
+    /// authority can be replaced while replicas run; while it cannot be read, the last ones count.
+    async fn look_at_authorities(&self) {
+        let Some(path) = self.ca() else { return };
+        match tokio::fs::read(&path).await {
+            Ok(bytes) => *self.0.trusted.write() = Some(Digest::sha256_of(&bytes)),
+            Err(error) => warn!(%error, "reading {}", path.display()),
+        }
+    }
+
+    fn ca(&self) -> Option<PathBuf> {
+        self.0.configured.read().ca.clone()
+    }
+
     /// Keeps up with who is there by the index that the replicas share, in which this one is at `me`,
     /// until `stopping`. While the index is away, those count that were there last.
     pub(crate) async fn follow_shared(self, shared: Shared, me: Url, stopping: CancellationToken) {
         let name = me.origin().ascii_serialization();
+        let mut looked: Option<Instant> = None;
         let following = async {
             loop {
+                if looked.is_none_or(|it| it.elapsed() >= LOOKUP) {
+                    self.look_at_authorities().await;
+                    looked = Some(Instant::now());
+                }
                 if let Ok(urls) = shared.heartbeat(&name).await {
                     let place = |url: String| {
-                        let (url, ca) = (Url::parse(&url).ok()?, self.0.ca.clone());
+                        let (url, ca) = (Url::parse(&url).ok()?, self.ca());
                         let name = url.origin().ascii_serialization();
-                        Some(Place { name, url, address: None, ca })
+                        Some(Place { name, url, address: None, ca, trusted: None })
                     };
                     self.adopt(urls.into_iter().filter_map(place).collect());
                 }
@@ -130,11 +184,11 @@ impl Peers {
 
     /// Where those are that an entry stands for.
     async fn places(&self, configured: &config::Peer) -> Result<Vec<Place>, String> {
-        let ca = self.0.ca.clone();
+        let ca = self.ca();
         let url = match configured {
             config::Peer::At(url) => {
                 let (name, url) = (url.origin().ascii_serialization(), url.clone());
-                return Ok(vec![Place { name, url, address: None, ca }]);
+                return Ok(vec![Place { name, url, address: None, ca, trusted: None }]);
             }
             config::Peer::Named(url) => url,
         };
@@ -151,6 +205,7 @@ impl Peers {
             url: url.clone(),
             address: Some(address),
             ca: ca.clone(),
+            trusted: None,
         };
         let places: Vec<Place> = addresses.into_iter().map(place).collect();
         match places.is_empty() {
@@ -166,9 +221,11 @@ impl Peers {
         // All of them leave out the same ones.
         places.truncate(MAX_PEERS);
         let before = Arc::clone(&self.0.members.read());
+        let trusted = self.0.trusted.read().clone();
         let mut members = Vec::new();
         for place in places {
-            if let Some(peer) = before.iter().find(|peer| peer.name() == place.name) {
+            let place = Place { trusted: trusted.clone(), ..place };
+            if let Some(peer) = before.iter().find(|peer| peer.is_at(&place)) {
                 members.push(Arc::clone(peer));
                 continue;
             }
@@ -232,10 +289,52 @@ mod tests {
         assert!(peers.places(&named("http://nowhere.invalid:1")).await.is_err());
     }
 
+    #[tokio::test]
+    async fn another_authority_has_everybody_connected_to_anew() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let ca = Some(file.path().to_owned());
+        let peers = Peers::new(Vec::new(), ca, Metrics::default().of_peers());
+        let first = async || {
+            peers.look_at_authorities().await;
+            peers.adopt(places(&[1]));
+            Arc::clone(&peers.0.members.read()[0])
+        };
+        let before = first().await;
+        assert!(Arc::ptr_eq(&before, &first().await));
+        std::fs::write(file.path(), "another").unwrap();
+        assert!(!Arc::ptr_eq(&before, &first().await));
+    }
+
+    #[tokio::test]
+    async fn who_shares_can_change_while_it_runs() {
+        let configured = |n: u8| config::Peer::At(places(&[n]).remove(0).url);
+        let peers = Peers::new(vec![configured(1)], None, Metrics::default().of_peers());
+        let stopping = CancellationToken::new();
+        let following = tokio::spawn(peers.clone().follow(stopping.clone()));
+        let names = async |wanted: &[&str]| loop {
+            let members = Arc::clone(&peers.0.members.read());
+            if members.iter().map(|it| it.name()).eq(wanted.iter().copied()) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        };
+        names(&["http://127.0.0.1:1"]).await;
+        peers.reconfigure(vec![configured(1), configured(2)], None);
+        names(&["http://127.0.0.1:1", "http://127.0.0.2:1"]).await;
+        stopping.cancel();
+        following.await.unwrap();
+    }
+
     fn places(numbers: &[u8]) -> Vec<Place> {
         let place = |n: &u8| {
             let url = Url::parse(&format!("http://127.0.0.{n}:1")).unwrap();
-            Place { name: url.origin().ascii_serialization(), url, address: None, ca: None }
+            Place {
+                name: url.origin().ascii_serialization(),
+                url,
+                address: None,
+                ca: None,
+                trusted: None,
+            }
         };
         numbers.iter().map(place).collect()
     }
