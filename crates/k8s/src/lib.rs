@@ -2,13 +2,15 @@
 //!
 //! - [`cache`]: [`RegistryCache`], one cache for many upstreams;
 //! - [`gardener`]: what Gardener's registry-cache and registry-mirror extensions are configured with;
-//! - [`manifest`]: YAML, as it is in files.
+//! - [`manifest`]: YAML, as it is in files;
+//! - [`quantity`]: amounts, as Kubernetes writes them.
 //!
 //! What a resource may not be is said in its schema, so that the API server refuses it.
 
 pub mod cache;
 pub mod gardener;
 pub mod manifest;
+pub mod quantity;
 
 pub use cache::{RegistryCache, RegistryCacheSpec, RegistryCacheStatus};
 
