@@ -6,6 +6,7 @@ use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams,
     PropagationPolicy,
 };
+use kube::core::PartialObjectMeta;
 use kube::core::params::ValidationDirective;
 use kube::{Client, ResourceExt as _};
 use serde_json::Value;
@@ -119,14 +120,19 @@ impl<'a> Writer<'a> {
             ours: BTreeSet::new(),
             applied: BTreeSet::new(),
         };
-        for kind in KINDS {
-            let query = ListParams::default().labels(&names.query());
-            let list = writer.api(kind).list_metadata(&query).await;
-            for found in list.map_err(ApplyError::Unanswered)? {
-                if found.owner_references().iter().any(|it| it.uid == owner) {
-                    writer.ours.insert((kind.1.to_owned(), found.name_any()));
-                }
-            }
+        let query = ListParams::default().labels(&names.query());
+        let lists = KINDS.map(|kind| {
+            let (api, query) = (writer.api(kind), &query);
+            async move { api.list_metadata(query).await.map(|list| (kind.1, list)) }
+        });
+        // At once, as each is a way to the API server and back.
+        let lists = futures_util::future::try_join_all(lists).await;
+        for (kind, list) in lists.map_err(ApplyError::Unanswered)? {
+            let is_its = |found: &PartialObjectMeta<DynamicObject>| {
+                found.owner_references().iter().any(|it| it.uid == owner)
+            };
+            let its = list.iter().filter(|it| is_its(it));
+            writer.ours.extend(its.map(|it| (kind.to_owned(), it.name_any())));
         }
         Ok(writer)
     }

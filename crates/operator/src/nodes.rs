@@ -124,8 +124,8 @@ fn ready_on(pod: &Pod) -> Option<String> {
 }
 
 enum Heard {
-    Node(Event<TaintedNode>),
-    Agent(Event<Pod>),
+    Node(Box<Event<TaintedNode>>),
+    Agent(Box<Event<Pod>>),
 }
 
 /// Frees nodes, for ever.
@@ -136,8 +136,8 @@ pub(crate) async fn free(client: Client, namespace: &str, metrics: &Metrics) {
     let mut waiting = Waiting::default();
     while let Some(next) = heard.next().await {
         match next {
-            Ok(Heard::Node(event)) => waiting.node(event),
-            Ok(Heard::Agent(event)) => waiting.agent(event),
+            Ok(Heard::Node(event)) => waiting.node(*event),
+            Ok(Heard::Agent(event)) => waiting.agent(*event),
             Err(error) => {
                 warn!(error = &error as &dyn std::error::Error, "watching nodes and agents");
             }
@@ -165,7 +165,10 @@ fn heard(
     let nodes = watcher(nodes, watcher::Config::default().page_size(PAGE)).default_backoff();
     let agents = watcher(agents, watcher::Config::default().labels(AGENTS).page_size(PAGE))
         .default_backoff();
-    futures_util::stream::select(nodes.map_ok(Heard::Node), agents.map_ok(Heard::Agent))
+    futures_util::stream::select(
+        nodes.map_ok(|it| Heard::Node(Box::new(it))),
+        agents.map_ok(|it| Heard::Agent(Box::new(it))),
+    )
 }
 
 /// Takes the taint from a node. Only ours, also if others change theirs at the same time.
