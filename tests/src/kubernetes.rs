@@ -120,6 +120,7 @@ impl Cluster {
         let kubeconfig = keys.kubeconfig("admin", Some("system:masters"), &control_plane.url());
         let kubeconfig = scratch.write("admin.conf", &kubeconfig);
         let mut cluster = Self::new(kubeconfig, Some(Own { control_plane, keys, scratch })).await;
+        cluster.own.as_mut().expect("it has just been made").control_plane.complete();
         // Pods are refused until then.
         let accounts: Api<core::ServiceAccount> = Api::default_namespaced(cluster.client());
         let there = async || accounts.get_opt("default").await.is_ok_and(|it| it.is_some());
@@ -194,7 +195,8 @@ impl Cluster {
         let node = Node::start(n, own.name(), &folder, &own.control_plane, &own.keys).await;
         self.nodes.push(node);
         if self.proxy.is_none() {
-            self.proxy = Some(node::start_proxy(own.control_plane.machine(), &own.keys));
+            let hub = own.control_plane.machine();
+            self.proxy = Some(node::start_proxy(hub, &self.nodes[0].name, &own.keys));
             let folder = own.scratch.folder("volumes");
             self.provisioner = Some(Provisioner::start(self.client(), folder).await);
         }

@@ -29,7 +29,8 @@ async fn nodes_pull_and_pods_meet_and_another_node_joins() {
 
     // Each is pulled from the registry, and says something that the API server can fetch.
     for node in ["node1", "node2"] {
-        let serve = format!("echo {node} > /tmp/index.html; echo up; exec httpd -f -p 80 -h /tmp");
+        let serve =
+            format!("mkdir w; echo {node} > w/index.html; echo up; exec httpd -f -p 80 -h /w");
         create(&pods, &pod(node, node, &serve)).await;
         until(format!("{node}'s pod runs"), async || phase(&pods, node).await == "Running").await;
         let said = async || pods.logs(node, &LogParams::default()).await.unwrap_or_default();

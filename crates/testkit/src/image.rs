@@ -132,9 +132,9 @@ impl Image {
         }
     }
 
-    /// An OCI image for this machine's architecture, with one layer, that starts `entrypoint`. A file
-    /// is its path, without a slash before it, its content and its mode.
-    pub fn of_files(files: &[(&str, &[u8], u32)], entrypoint: &[&str]) -> Self {
+    /// An OCI image for this machine's architecture, with one layer, that starts `entrypoint` as `user`
+    /// (`USER:GROUP`). A file is its path, without a slash before it, its content and its mode.
+    pub fn of_files(files: &[(&str, &[u8], u32)], entrypoint: &[&str], user: &str) -> Self {
         let archive = tar(files);
         let layer = Content::new(OCI_PLAIN_LAYER, archive);
         let architecture = match std::env::consts::ARCH {
@@ -146,7 +146,7 @@ impl Image {
         let config = json!({
             "os": "linux",
             "architecture": architecture,
-            "config": { "Entrypoint": entrypoint },
+            "config": { "Entrypoint": entrypoint, "User": user },
             "rootfs": { "type": "layers", "diff_ids": [layer.digest] },
         });
         let config = Content::json(OCI_CONFIG, &config);

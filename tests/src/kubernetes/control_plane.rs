@@ -24,14 +24,14 @@ const ETC: &str = "/etc/kubernetes";
 
 #[derive(Debug)]
 pub(super) struct ControlPlane {
-    _programs: Vec<Process>,
+    programs: Vec<Process>,
     /// Where this computer finds the API server.
     forward: Forward,
     machine: Machine,
 }
 
 impl ControlPlane {
-    /// Starts one, and does not wait until it answers.
+    /// Starts one without what asks the API server, which may not answer yet.
     pub(super) async fn start(name: &str, folder: &Path, keys: &Keys) -> Self {
         let machine = Machine::boot(name, folder).await;
         for words in [
@@ -44,15 +44,15 @@ impl ControlPlane {
             machine.ip(words).await;
         }
         write_keys(&machine, keys);
-        let programs = vec![
-            start_etcd(&machine),
-            start_api_server(&machine),
-            start_controllers(&machine),
-            start_scheduler(&machine),
-        ];
+        let programs = vec![start_etcd(&machine), start_api_server(&machine)];
         let api_server = SocketAddr::from((ADDRESS, PORT));
         let forward = machine.wire().forward(api_server);
-        Self { _programs: programs, forward, machine }
+        Self { programs, forward, machine }
+    }
+
+    /// Starts the rest. They give up soon if the API server does not answer.
+    pub(super) fn complete(&mut self) {
+        self.programs.extend([start_controllers(&self.machine), start_scheduler(&self.machine)]);
     }
 
     pub(super) fn machine(&self) -> &Machine {

@@ -26,10 +26,12 @@ pub fn busybox() -> Image {
     Image::of_files(
         &[("bin/busybox", &program, 0o755), ("etc/passwd", users, 0o644)],
         &["/bin/busybox", "sleep", "2147483647"],
+        "0:0",
     )
 }
 
-/// An image of the program under test, with the libraries that it needs.
+/// An image of the program under test, as `deploy/Dockerfile` makes it of one that is static, here with
+/// the libraries that it needs.
 ///
 /// # Panics
 ///
@@ -41,12 +43,14 @@ pub async fn larder() -> Image {
     let mut strip = peer("strip", "binutils");
     run(strip.arg("-o").arg(&stripped).arg(larder::program())).await.expect("strip");
     let libraries = run(Command::new("ldd").arg(&stripped)).await.expect("ldd");
-    let mut files = vec![("usr/local/bin/larder".to_owned(), fs::read(stripped).unwrap())];
+    let mut files = vec![("larder".to_owned(), fs::read(stripped).unwrap())];
     for path in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
         let content = fs::read(Path::new(path)).unwrap();
         files.push((path.trim_start_matches('/').to_owned(), content));
     }
+    let authorities = "etc/ssl/certs/ca-certificates.crt";
+    files.push((authorities.to_owned(), fs::read(Path::new("/").join(authorities)).unwrap()));
     let files: Vec<(&str, &[u8], u32)> =
         files.iter().map(|(path, content)| (path.as_str(), content.as_slice(), 0o755)).collect();
-    Image::of_files(&files, &["/usr/local/bin/larder"])
+    Image::of_files(&files, &["/larder"], "65532:65532")
 }

@@ -77,7 +77,7 @@ impl Node {
             Self { name, address, _programs: vec![containerd], machine, _cgroups: cgroups };
         node.import(PAUSE, &images::busybox()).await;
         let kubelet = node.machine.start("kubelet", &kubelet(address, n));
-        let proxy = start_proxy(&node.machine, keys);
+        let proxy = start_proxy(&node.machine, &node.name, keys);
         node._programs.extend([kubelet, proxy]);
         node
     }
@@ -87,11 +87,13 @@ impl Node {
         &self.machine
     }
 
-    /// Has containerd find a registry that has no address (`registry.test`) at a URL, unless it is told
-    /// to ask elsewhere first.
+    /// Has containerd find a registry that has no address (`registry.test`) at a URL.
     pub fn find_registry(&self, host: &str, url: &str) {
-        let path = format!("/etc/containerd/certs.d/{host}/hosts.toml");
-        self.machine.write(&path, &format!("server = \"{url}\"\n"));
+        // containerd 1.7 takes no file without a `host`.
+        let hosts = format!(
+            "server = \"{url}\"\n[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+        );
+        self.machine.write(&format!("/etc/containerd/certs.d/{host}/hosts.toml"), &hosts);
     }
 
     /// Puts an image where the kubelet finds it without a registry, as `name`
@@ -192,8 +194,8 @@ fn kubelet(address: Ipv4Addr, n: u8) -> Command {
     command
 }
 
-/// Has a machine of the cluster reach services, as pods do.
-pub(super) fn start_proxy(machine: &Machine, keys: &Keys) -> Process {
+/// Has a machine of the cluster reach services, as pods of `node` do.
+pub(super) fn start_proxy(machine: &Machine, node: &str, keys: &Keys) -> Process {
     let user = keys.kubeconfig("system:kube-proxy", None, &control_plane::inner_url());
     machine.write(&format!("{ETC}/kube-proxy.conf"), &user);
     // Connection tracking is left as it is: its limits are the whole computer's.
@@ -201,12 +203,11 @@ pub(super) fn start_proxy(machine: &Machine, keys: &Keys) -> Process {
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: iptables
-hostnameOverride: {}
+hostnameOverride: {node}
 clientConnection: {{kubeconfig: {ETC}/kube-proxy.conf}}
 clusterCIDR: {PODS}
 conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
-",
-        machine.name()
+"
     );
     machine.write(&format!("{ETC}/kube-proxy.yaml"), &config);
     let mut command = program("kube-proxy");

@@ -24,7 +24,7 @@ pub fn program(name: &str) -> Command {
 /// Where the programs of these versions are.
 fn folder() -> PathBuf {
     let version = MODULE.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes "));
-    let version = version.expect("it is required there");
+    let version = version.and_then(|it| it.split(' ').next()).expect("it is required there");
     let hash = Digest::sha256_of(MODULE.as_bytes()).hex();
     suite::cache().join("kubernetes").join(format!("{version}-{}", &hash[..12]))
 }

@@ -5,14 +5,15 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
+
+use super::PAUSE;
 
 /// The class that a claim is of if it says none.
 pub const STORAGE_CLASS: &str = "standard";
@@ -52,8 +53,10 @@ impl Provisioner {
         let class: StorageClass = serde_json::from_value(class).unwrap();
         Api::all(client.clone()).create(&PostParams::default(), &class).await.unwrap();
         Self(tokio::spawn(async move {
-            // A watch ends now and then, and is begun anew.
-            while let Ok(()) = watch(&client, &folder).await {}
+            loop {
+                look(&client, &folder).await.expect("the API server takes what volumes need");
+                tokio::time::sleep(PAUSE).await;
+            }
         }))
     }
 }
@@ -64,18 +67,21 @@ impl Drop for Provisioner {
     }
 }
 
-async fn watch(client: &Client, folder: &Path) -> kube::Result<()> {
+/// Looks at all claims and volumes once, and does what is wanted.
+async fn look(client: &Client, folder: &Path) -> kube::Result<()> {
     let claims: Api<PersistentVolumeClaim> = Api::all(client.clone());
-    let mut events = claims.watch(&WatchParams::default(), "0").await?.boxed();
-    while let Some(event) = events.next().await {
-        match event? {
-            WatchEvent::Added(claim) | WatchEvent::Modified(claim) => match Wish::of(&claim) {
-                Wish::New { size, node } => make(client, folder, &claim, &size, &node).await?,
-                Wish::Larger { size, volume } => grow(client, &claim, &size, &volume).await?,
-                Wish::Nothing => {}
-            },
-            WatchEvent::Deleted(claim) => remove(client, folder, &claim).await?,
-            _ => {}
+    for claim in claims.list(&ListParams::default()).await? {
+        match Wish::of(&claim) {
+            Wish::New { size, node } => make(client, folder, &claim, &size, &node).await?,
+            Wish::Larger { size, volume } => grow(client, &claim, &size, &volume).await?,
+            Wish::Nothing => {}
+        }
+    }
+    let volumes: Api<PersistentVolume> = Api::all(client.clone());
+    for volume in volumes.list(&ListParams::default()).await? {
+        let is_released = volume.status.and_then(|it| it.phase).is_some_and(|it| it == "Released");
+        if is_released {
+            remove(client, folder, &volume.metadata.name.unwrap()).await?;
         }
     }
     Ok(())
@@ -106,11 +112,6 @@ impl Wish {
     }
 }
 
-/// What the volume of a claim is called.
-fn name(claim: &PersistentVolumeClaim) -> String {
-    format!("pvc-{}", claim.metadata.uid.as_deref().unwrap())
-}
-
 async fn make(
     client: &Client,
     folder: &Path,
@@ -118,7 +119,7 @@ async fn make(
     size: &str,
     node: &str,
 ) -> kube::Result<()> {
-    let name = name(claim);
+    let name = format!("pvc-{}", claim.metadata.uid.as_deref().unwrap());
     let path = folder.join(&name);
     fs::create_dir_all(&path).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
@@ -174,11 +175,10 @@ async fn grow(
     Ok(())
 }
 
-async fn remove(client: &Client, folder: &Path, claim: &PersistentVolumeClaim) -> kube::Result<()> {
+async fn remove(client: &Client, folder: &Path, name: &str) -> kube::Result<()> {
+    let _ = fs::remove_dir_all(folder.join(name));
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
-    let name = name(claim);
-    let _ = fs::remove_dir_all(folder.join(&name));
-    match volumes.delete(&name, &DeleteParams::default()).await {
+    match volumes.delete(name, &DeleteParams::default()).await {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         deleted => deleted.map(drop),
     }
