@@ -30,7 +30,7 @@ pub mod wire;
 use std::env;
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -146,6 +146,11 @@ impl Cluster {
         until("the API server answers", answers).await;
         let (nodes, exposed) = (Vec::new(), Vec::new());
         Self { config, kubeconfig, nodes, proxy: None, provisioner: None, exposed, own }
+    }
+
+    /// The file by which programs reach the API, as somebody who may do everything.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
     }
 
     /// A client for the API, as somebody who may do everything. Each test has its own.

@@ -6,7 +6,7 @@
 //!   └── Containerd, Podman, Skopeo ─┘               real clients, with storage of their own
 //! ```
 //!
-//! - [`larder`], [`agent`]: the program under test, known by its command line and its addresses only;
+//! - [`larder`], [`agent`], [`controller`]: the program under test, known by its command line and its addresses only;
 //! - [`docker_registry`], [`containerd`], [`docker`], [`podman`], [`skopeo`], [`copier`]: its peers;
 //!   [`client`]: any of those that pull; [`suite`], [`root`]: those of newer Debians;
 //! - [`kubernetes`]: a cluster, in namespaces of its own;
@@ -24,6 +24,7 @@
 pub mod agent;
 pub mod client;
 pub mod containerd;
+pub mod controller;
 pub mod copier;
 pub mod docker;
 pub mod docker_registry;
@@ -45,6 +46,7 @@ pub mod suite;
 pub use agent::Agent;
 pub use client::Client;
 pub use containerd::{Containerd, Generation};
+pub use controller::Controller;
 pub use copier::Copier;
 pub use docker::Docker;
 pub use docker_registry::DockerRegistry;

@@ -8,6 +8,7 @@ use larder_process::logs;
 
 use crate::agent::Agent;
 use crate::bench;
+use crate::controller::Controller;
 use crate::server;
 use crate::settings::{Settings, Sources};
 
@@ -27,6 +28,9 @@ pub(crate) enum Command {
     /// Answer the runtimes of this node from the cache, and have them ask here first
     #[command(after_help = AGENT_HELP)]
     Agent(Agent),
+    /// Make caches of the RegistryCache resources of a Kubernetes cluster
+    #[command(after_help = CONTROLLER_HELP)]
+    Controller(Controller),
     /// Say what works and what does not between here and an upstream
     #[command(after_help = CHECK_HELP)]
     Check(Check),
@@ -129,6 +133,13 @@ Runs on each node, as root. Once the cache answers, containerd is told to ask he
 
 Whatever is wrong with the cache, pulls go on to the registries themselves. When the agent ends, all
 files are as they were before. docs/agent.md says what it writes where.";
+
+const CONTROLLER_HELP: &str = "\
+Runs in the cluster, usually by the Helm chart; finds the API server by its pod or by KUBECONFIG:
+
+    larder controller --namespace larder-system --image registry.example.com/larder:0.1.0
+
+docs/kubernetes.md says what it makes of a resource, and what it does when that changes.";
 
 const CHECK_HELP: &str = "\
 Each address of the upstream is tested by itself, step by step: name, connection, proxy, TLS, registry,
@@ -444,7 +455,7 @@ mod tests {
     fn every_flag_and_variable_is_in_the_document() {
         let document = include_str!("../../../docs/configuration.md");
         let command = Cli::command();
-        let names = ["serve", "agent", "check", "check-config"];
+        let names = ["serve", "agent", "controller", "check", "check-config"];
         let of_a_server = [
             "ls",
             "du",

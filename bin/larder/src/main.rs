@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod check_config;
 mod cli;
+mod controller;
 mod du;
 mod export;
 mod failure;
@@ -49,6 +50,7 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(command) => serve::run(&command, matches),
         Command::Agent(command) => agent::run(&command),
+        Command::Controller(command) => controller::run(&command),
         Command::Check(command) => check::run(&command, matches),
         Command::CheckConfig(command) => check_config::run(&command, matches),
         Command::Ls(command) => ls::run(&command),

@@ -21,6 +21,7 @@ use crate::cache::{
     GarbageCollection, HighAvailability, Http, Proxy, RegistryCache, RegistryCacheSpec, SecretRef,
     Upstream, Volume,
 };
+use crate::quantity;
 
 /// How large a volume is that nobody has said a size for.
 const DEFAULT_SIZE: &str = "10Gi";
@@ -322,7 +323,7 @@ impl Alike {
         RegistryCacheSpec {
             volume: Some(Volume { size: None, storage_class_name }),
             garbage_collection: Some(GarbageCollection { ttl, budget: None }),
-            http: Some(Http { tls: Some(self.tls) }),
+            http: Some(Http { tls: Some(self.tls), issuer_ref: None }),
             high_availability: self.highly_available.then_some(HighAvailability { enabled: true }),
             ..RegistryCacheSpec::default()
         }
@@ -419,7 +420,7 @@ fn sum(sizes: &[Quantity]) -> Option<Quantity> {
         [] => None,
         [one] => Some(one.clone()),
         several => {
-            let bytes = several.iter().map(|size| rules::bytes(&size.0)).sum::<Option<f64>>()?;
+            let bytes = several.iter().map(|size| quantity::bytes(&size.0)).sum::<Option<f64>>()?;
             let mebibytes = (bytes / f64::from(1 << 20)).ceil();
             let whole_gibibytes = mebibytes % 1024.0 == 0.0;
             Some(Quantity(match whole_gibibytes {

@@ -3,6 +3,7 @@
 //! - [`cache`]: [`RegistryCache`], one cache for many upstreams;
 //! - [`gardener`]: what Gardener's registry-cache and registry-mirror extensions are configured with;
 //! - [`manifest`]: YAML, as it is in files;
+//! - [`quantity`]: amounts, as Kubernetes writes them;
 //! - [`connect`]: the way to an API server.
 //!
 //! What a resource may not be is said in its schema, so that the API server refuses it.
@@ -11,6 +12,7 @@ pub mod cache;
 mod client;
 pub mod gardener;
 pub mod manifest;
+pub mod quantity;
 
 pub use cache::{RegistryCache, RegistryCacheSpec, RegistryCacheStatus};
 pub use client::{ConnectError, connect};

@@ -53,6 +53,12 @@ mod tests {
     }
 
     #[test]
+    fn the_chart_has_the_same_definitions() {
+        let of_chart = include_str!("../../../deploy/helm/larder/crds/larder.dev.yaml");
+        assert!(of_chart == definitions(), "copy them: cp deploy/crds/* deploy/helm/larder/crds/");
+    }
+
+    #[test]
     fn several_documents_are_told_apart() {
         let read = documents("---\na: 1\n---\n---\nb: [x]\n").unwrap();
         assert_eq!(read, [serde_json::json!({"a": 1}), serde_json::json!({"b": ["x"]})]);

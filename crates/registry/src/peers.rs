@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder_core::{Digest, owner};
 use larder_store::Shared;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::net::lookup_host;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -42,23 +43,52 @@ pub(crate) struct Peers(Arc<Inner>);
 
 struct Inner {
     me: Arc<str>,
-    configured: Vec<config::Peer>,
-    ca: Option<Authorities>,
+    configured: RwLock<Configured>,
+    /// Something else has been configured.
+    reconfigured: Notify,
+    /// The text of the file of authorities, as it was read last.
+    authorities: RwLock<Option<String>>,
+    is_unreadable: AtomicBool,
     members: RwLock<Arc<[Arc<Peer>]>>,
     metrics: PeerMetrics,
+}
+
+/// What is configured about the replicas.
+#[derive(Clone, Default, PartialEq)]
+struct Configured {
+    entries: Vec<config::Peer>,
+    ca: Option<PathBuf>,
+}
+
+/// What an entry was found to stand for.
+#[derive(Default)]
+struct Found {
+    places: Vec<Place>,
+    has_failed: bool,
 }
 
 impl Peers {
     /// Knows nobody before [`Self::follow`] runs.
     pub(crate) fn new(
-        configured: Vec<config::Peer>,
+        entries: Vec<config::Peer>,
         ca: Option<PathBuf>,
         metrics: PeerMetrics,
     ) -> Self {
-        let me = Uuid::now_v7().to_string().into();
-        let members = RwLock::new(Arc::new([]) as Arc<[_]>);
-        let ca = ca.map(Authorities::in_file);
-        Self(Arc::new(Inner { me, configured, ca, members, metrics }))
+        Self(Arc::new(Inner {
+            me: Uuid::now_v7().to_string().into(),
+            configured: RwLock::new(Configured { entries, ca }),
+            reconfigured: Notify::new(),
+            authorities: RwLock::default(),
+            is_unreadable: AtomicBool::new(false),
+            members: RwLock::new(Arc::new([]) as Arc<[_]>),
+            metrics,
+        }))
+    }
+
+    /// Has others be the replicas, where they find each other by what is configured.
+    pub(crate) fn reconfigure(&self, entries: Vec<config::Peer>, ca: Option<PathBuf>) {
+        *self.0.configured.write() = Configured { entries, ca };
+        self.0.reconfigured.notify_one();
     }
 
     /// What this process calls itself.
@@ -78,27 +108,31 @@ impl Peers {
     /// Keeps up with who is there, until `stopping`.
     pub(crate) async fn follow(self, stopping: CancellationToken) {
         let by_dns = |it: &config::Peer| matches!(it, config::Peer::Named(_));
-        // A certificate's authority is replaced some day, too.
-        let is_followed = self.0.configured.iter().any(by_dns) || self.0.ca.is_some();
-        let mut known: Vec<Vec<Place>> = vec![Vec::new(); self.0.configured.len()];
-        let mut has_failed = vec![false; self.0.configured.len()];
+        let mut last = Configured::default();
+        let mut found: Vec<Found> = Vec::new();
         let following = async {
             loop {
-                let ca = self.authorities().await;
-                for (n, configured) in self.0.configured.iter().enumerate() {
-                    match self.places(configured, ca.as_deref()).await {
-                        Ok(places) => (known[n], has_failed[n]) = (places, false),
-                        Err(reason) if !has_failed[n] => {
+                let configured = self.0.configured.read().clone();
+                if configured != last {
+                    found = configured.entries.iter().map(|_| Found::default()).collect();
+                    last = configured.clone();
+                }
+                for (configured, found) in configured.entries.iter().zip(&mut found) {
+                    match self.places(configured).await {
+                        Ok(places) => *found = Found { places, has_failed: false },
+                        Err(reason) if !found.has_failed => {
                             warn!(reason, "looking up the peers {configured}");
-                            has_failed[n] = true;
+                            found.has_failed = true;
                         }
                         Err(_) => {}
                     }
                 }
-                self.adopt(known.concat());
-                match is_followed {
-                    true => sleep(LOOKUP).await,
-                    false => std::future::pending().await,
+                self.look_at_authorities().await;
+                self.adopt(found.iter().flat_map(|it| it.places.iter().cloned()).collect());
+                let is_followed = configured.ca.is_some() || configured.entries.iter().any(by_dns);
+                tokio::select! {
+                    () = sleep(LOOKUP), if is_followed => {}
+                    () = self.0.reconfigured.notified() => {}
                 }
             }
         };
@@ -108,18 +142,41 @@ impl Peers {
         }
     }
 
+    /// Reads the file of authorities again. Connections are made anew when it has changed, so that an
+    /// authority can be replaced while replicas run; while it cannot be read, the last ones count.
+    async fn look_at_authorities(&self) {
+        let Some(path) = self.0.configured.read().ca.clone() else {
+            *self.0.authorities.write() = None;
+            return;
+        };
+        match tokio::fs::read_to_string(&path).await {
+            Ok(text) => {
+                *self.0.authorities.write() = Some(text);
+                self.0.is_unreadable.store(false, Ordering::Relaxed);
+            }
+            Err(error) if !self.0.is_unreadable.swap(true, Ordering::Relaxed) => {
+                warn!(%error, "reading the authorities of peers in {}", path.display());
+            }
+            Err(_) => {}
+        }
+    }
+
     /// Keeps up with who is there by the index that the replicas share, in which this one is at `me`,
     /// until `stopping`. While the index is away, those count that were there last.
     pub(crate) async fn follow_shared(self, shared: Shared, me: Url, stopping: CancellationToken) {
         let name = me.origin().ascii_serialization();
+        let mut looked: Option<Instant> = None;
         let following = async {
             loop {
+                if looked.is_none_or(|it| it.elapsed() >= LOOKUP) {
+                    self.look_at_authorities().await;
+                    looked = Some(Instant::now());
+                }
                 if let Ok(urls) = shared.heartbeat(&name).await {
-                    let ca = self.authorities().await;
                     let place = |url: String| {
                         let url = Url::parse(&url).ok()?;
                         let name = url.origin().ascii_serialization();
-                        Some(Place { name, url, address: None, ca: ca.clone() })
+                        Some(Place { name, url, address: None, ca: None })
                     };
                     self.adopt(urls.into_iter().filter_map(place).collect());
                 }
@@ -133,21 +190,12 @@ impl Peers {
         shared.leave(&name).await;
     }
 
-    async fn authorities(&self) -> Option<String> {
-        self.0.ca.as_ref()?.read().await
-    }
-
     /// Where those are that an entry stands for.
-    async fn places(
-        &self,
-        configured: &config::Peer,
-        ca: Option<&str>,
-    ) -> Result<Vec<Place>, String> {
-        let ca = ca.map(str::to_owned);
+    async fn places(&self, configured: &config::Peer) -> Result<Vec<Place>, String> {
         let url = match configured {
             config::Peer::At(url) => {
                 let (name, url) = (url.origin().ascii_serialization(), url.clone());
-                return Ok(vec![Place { name, url, address: None, ca }]);
+                return Ok(vec![Place { name, url, address: None, ca: None }]);
             }
             config::Peer::Named(url) => url,
         };
@@ -163,7 +211,7 @@ impl Peers {
             name: name_of(url, address),
             url: url.clone(),
             address: Some(address),
-            ca: ca.clone(),
+            ca: None,
         };
         let places: Vec<Place> = addresses.into_iter().map(place).collect();
         match places.is_empty() {
@@ -179,8 +227,10 @@ impl Peers {
         // All of them leave out the same ones.
         places.truncate(MAX_PEERS);
         let before = Arc::clone(&self.0.members.read());
+        let authorities = self.0.authorities.read().clone();
         let mut members = Vec::new();
         for place in places {
+            let place = Place { ca: authorities.clone(), ..place };
             if let Some(peer) = before.iter().find(|peer| *peer.place() == place) {
                 members.push(Arc::clone(peer));
                 continue;
@@ -202,35 +252,6 @@ impl Peers {
             info!(peer = gone.name(), "sharing no more with {}", gone.name());
         }
         *self.0.members.write() = members.into();
-    }
-}
-
-/// The file of the authorities that replicas are signed by.
-struct Authorities {
-    file: PathBuf,
-    /// What was in it when it could be read last.
-    last: Mutex<Option<String>>,
-    has_failed: AtomicBool,
-}
-
-impl Authorities {
-    fn in_file(file: PathBuf) -> Self {
-        Self { file, last: Mutex::default(), has_failed: AtomicBool::new(false) }
-    }
-
-    async fn read(&self) -> Option<String> {
-        match tokio::fs::read_to_string(&self.file).await {
-            Ok(text) => {
-                *self.last.lock() = Some(text);
-                self.has_failed.store(false, Ordering::Relaxed);
-            }
-            Err(error) if !self.has_failed.swap(true, Ordering::Relaxed) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "reading the authorities of peers in {}", self.file.display());
-            }
-            Err(_) => {}
-        }
-        self.last.lock().clone()
     }
 }
 
@@ -268,10 +289,46 @@ mod tests {
     async fn a_name_stands_for_every_address_that_it_has() {
         let peers = Peers::new(Vec::new(), None, Metrics::default().of_peers());
         let named = |url: &str| config::Peer::Named(Url::parse(url).unwrap());
-        let found = peers.places(&named("https://localhost:5000"), None).await.unwrap();
+        let found = peers.places(&named("https://localhost:5000")).await.unwrap();
         let one = found.iter().find(|it| it.name == "https://127.0.0.1:5000").unwrap();
         assert_eq!(one.url.host_str(), Some("localhost"));
-        assert!(peers.places(&named("http://nowhere.invalid:1"), None).await.is_err());
+        assert!(peers.places(&named("http://nowhere.invalid:1")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn another_authority_has_everybody_connected_to_anew() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let ca = Some(file.path().to_owned());
+        let peers = Peers::new(Vec::new(), ca, Metrics::default().of_peers());
+        let first = async || {
+            peers.look_at_authorities().await;
+            peers.adopt(places(&[1]));
+            Arc::clone(&peers.0.members.read()[0])
+        };
+        let before = first().await;
+        assert!(Arc::ptr_eq(&before, &first().await));
+        std::fs::write(file.path(), "another").unwrap();
+        assert!(!Arc::ptr_eq(&before, &first().await));
+    }
+
+    #[tokio::test]
+    async fn who_shares_can_change_while_it_runs() {
+        let configured = |n: u8| config::Peer::At(places(&[n]).remove(0).url);
+        let peers = Peers::new(vec![configured(1)], None, Metrics::default().of_peers());
+        let stopping = CancellationToken::new();
+        let following = tokio::spawn(peers.clone().follow(stopping.clone()));
+        let names = async |wanted: &[&str]| loop {
+            let members = Arc::clone(&peers.0.members.read());
+            if members.iter().map(|it| it.name()).eq(wanted.iter().copied()) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        };
+        names(&["http://127.0.0.1:1"]).await;
+        peers.reconfigure(vec![configured(1), configured(2)], None);
+        names(&["http://127.0.0.1:1", "http://127.0.0.2:1"]).await;
+        stopping.cancel();
+        following.await.unwrap();
     }
 
     fn places(numbers: &[u8]) -> Vec<Place> {

@@ -42,6 +42,9 @@ pub(crate) async fn follow(
             Ok(Ok(config)) if config == current => Ok(None),
             Ok(Ok(config)) => {
                 let adopted = registry.reconfigure(config.clone()).await;
+                if adopted.is_ok() {
+                    registry.peers.reconfigure(config.peers.clone(), config.peers_ca.clone());
+                }
                 adopted.map(|()| Some(config)).map_err(|error| error.to_string())
             }
             Ok(Err(mistakes)) => Err(mistakes),
@@ -81,8 +84,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         offline,
         budget,
         low_watermark,
-        peers,
-        peers_ca,
         shared,
         scrub,
         tls,
@@ -92,6 +93,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         untagged_ttl: _,
         pins: _,
         upstreams: _,
+        peers: _,
+        peers_ca: _,
     } = old;
     let keys = [
         ("listen", *listen != new.listen),
@@ -101,8 +104,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("offline", *offline != new.offline),
         ("budget", *budget != new.budget),
         ("low_watermark", *low_watermark != new.low_watermark),
-        ("peers", *peers != new.peers),
-        ("peers_ca", *peers_ca != new.peers_ca),
         ("storage", *shared != new.shared),
         ("scrub", *scrub != new.scrub),
         ("tls_cert", *tls != new.tls),

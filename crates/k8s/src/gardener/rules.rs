@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use url::Url;
 
 use super::{Cache, Mirror, Mistake, join, mistake};
+use crate::quantity;
 
 /// The longest `serviceNameSuffix`: the service is called `registry-` and it, in 63 letters.
 const MAX_SUFFIX: usize = 54;
@@ -192,38 +193,11 @@ fn mirror_url(text: &str) -> Result<(), String> {
 }
 
 fn positive(text: &str) -> Result<(), String> {
-    match bytes(text) {
+    match quantity::bytes(text) {
         Some(bytes) if bytes > 0.0 => Ok(()),
         Some(_) => Err(format!("`{text}` must be more than 0")),
         None => Err(format!("`{text}` is no amount; write it as in 10Gi")),
     }
-}
-
-/// How many bytes a quantity is.
-///
-/// Source: Kubernetes API, `resource.Quantity`.
-pub(super) fn bytes(text: &str) -> Option<f64> {
-    const SUFFIXES: [(&str, f64); 14] = [
-        ("Ki", 1024.0),
-        ("Mi", 1048576.0),
-        ("Gi", 1073741824.0),
-        ("Ti", 1099511627776.0),
-        ("Pi", 1125899906842624.0),
-        ("Ei", 1152921504606846976.0),
-        ("m", 1e-3),
-        ("k", 1e3),
-        ("M", 1e6),
-        ("G", 1e9),
-        ("T", 1e12),
-        ("P", 1e15),
-        ("E", 1e18),
-        ("", 1.0),
-    ];
-    let (number, factor) =
-        SUFFIXES.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, factor)))?;
-    let is_number = |c: char| c.is_ascii_digit() || "+-.eE".contains(c);
-    number.chars().all(is_number).then_some(())?;
-    number.parse::<f64>().ok().filter(|it| it.is_finite()).map(|number| number * factor)
 }
 
 /// A duration as Go writes it, which is not negative.
