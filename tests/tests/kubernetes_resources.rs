@@ -77,6 +77,9 @@ async fn the_definitions_are_accepted_and_explained() {
 #[tokio::test]
 async fn all_that_documents_show_is_accepted() {
     let installed = Installed::new().await;
+    // Helm makes it, with `--create-namespace`.
+    let namespace = ["create", "namespace", "larder-system"];
+    installed.cluster.run("kubectl", &namespace).await.expect("create the namespace");
     let shown = ["docs", "deploy", "README.md"].map(|it| repository().join(it));
     let files = shown.iter().flat_map(|it| match it.is_dir() {
         true => files_below(it),

@@ -117,7 +117,7 @@ async fn control(command: &Controller, image: String) -> anyhow::Result<()> {
     let admin = TcpListener::bind(command.admin).await;
     let admin = admin.with_context(|| format!("listening on {}", command.admin))?;
     let address = admin.local_addr().context("asking where we listen")?;
-    let client = larder_operator::connect().await.context("finding the API server")?;
+    let client = larder_k8s::connect().await?;
     let settings = Settings {
         namespace: namespace(command, &client),
         image,
@@ -145,7 +145,7 @@ async fn control(command: &Controller, image: String) -> anyhow::Result<()> {
 }
 
 async fn cleanup(command: &Controller, timeout: Duration) -> anyhow::Result<()> {
-    let client = larder_operator::connect().await.context("finding the API server")?;
+    let client = larder_k8s::connect().await?;
     let namespace = namespace(command, &client);
     let removed = larder_operator::remove_all(client, &namespace);
     match tokio::time::timeout(timeout, removed).await {

@@ -44,5 +44,5 @@ mod volumes;
 
 pub use kube::Client;
 pub use removal::remove_all;
-pub use run::{connect, run};
+pub use run::run;
 pub use settings::{Settings, WITHDRAWAL};

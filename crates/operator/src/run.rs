@@ -41,21 +41,6 @@ const CONCURRENCY: u16 = 8;
 /// How long turns that have begun may take at the end.
 const LAST_TURNS: Duration = Duration::from_secs(10);
 
-/// Finds the API server, by the pod that this is or by `KUBECONFIG`.
-///
-/// # Errors
-///
-/// There is no configuration, or it cannot be used.
-pub async fn connect() -> Result<Client, ConnectError> {
-    let config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
-    Ok(Client::try_from(config)?)
-}
-
-/// The API server cannot be found.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct ConnectError(#[from] kube::Error);
-
 /// Acts while no other controller does, until `start.stopping`. Metrics and health are served on
 /// `admin_listener`.
 pub async fn run(
