@@ -49,7 +49,7 @@ struct Measured {
 const PACED: &str = "\
 This kernel sends with BBR, which paces what goes over loopback too. That costs nginx, whose \
 sendfile copies\nnothing, more than half of its rate, and those who copy hardly anything: with \
-cubic or reno, expect nginx to be\ntwice as fast as larder on bare loopback.";
+cubic or reno, expect nginx to be\ntwice as fast as larder on bare loopback. Larder asks for reno there by itself.";
 
 /// Compares the three without TLS.
 ///
