@@ -10,7 +10,7 @@
 //! ```
 //!
 //! - [`Settings`]: what it is told;
-//! - [`run`]: until it is to stop.
+//! - [`run()`]: until it is to stop.
 //!
 //! Invariants:
 //! - what is rendered depends on the resource and on facts alone, so a turn that finds all of it in
