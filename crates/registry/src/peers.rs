@@ -7,12 +7,13 @@
 //! [`crate::fills`]).
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use larder_core::{Digest, owner};
+use larder_process::tls::{LoadError, certificates};
 use larder_store::Shared;
 use parking_lot::RwLock;
 use tokio::net::lookup_host;
@@ -143,19 +144,21 @@ impl Peers {
     }
 
     /// Reads the file of authorities again. Connections are made anew when it has changed, so that an
-    /// authority can be replaced while replicas run; while it cannot be read, the last ones count.
+    /// authority can be replaced while replicas run; while there are none in it to be read, the last
+    /// ones count.
     async fn look_at_authorities(&self) {
         let Some(path) = self.0.configured.read().ca.clone() else {
             *self.0.authorities.write() = None;
             return;
         };
-        match tokio::fs::read_to_string(&path).await {
+        match authorities_in(&path).await {
             Ok(text) => {
                 *self.0.authorities.write() = Some(text);
                 self.0.is_unreadable.store(false, Ordering::Relaxed);
             }
             Err(error) if !self.0.is_unreadable.swap(true, Ordering::Relaxed) => {
-                warn!(%error, "reading the authorities of peers in {}", path.display());
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "the authorities of peers cannot be used, the last ones count");
             }
             Err(_) => {}
         }
@@ -255,6 +258,14 @@ impl Peers {
     }
 }
 
+/// The certificates in the file at `path`, as they are written there.
+async fn authorities_in(path: &Path) -> Result<String, LoadError> {
+    let read = tokio::fs::read_to_string(path).await;
+    let text = read.map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+    certificates(path, text.as_bytes())?;
+    Ok(text)
+}
+
 /// What replicas call the one at `address`, however they found it.
 fn name_of(url: &Url, address: SocketAddr) -> String {
     format!("{}://{address}", url.scheme())
@@ -298,6 +309,8 @@ mod tests {
     #[tokio::test]
     async fn another_authority_has_everybody_connected_to_anew() {
         let file = tempfile::NamedTempFile::new().unwrap();
+        let authority = || rcgen::generate_simple_self_signed(Vec::new()).unwrap().cert.pem();
+        std::fs::write(file.path(), authority()).unwrap();
         let ca = Some(file.path().to_owned());
         let peers = Peers::new(Vec::new(), ca, Metrics::default().of_peers());
         let first = async || {
@@ -307,7 +320,9 @@ mod tests {
         };
         let before = first().await;
         assert!(Arc::ptr_eq(&before, &first().await));
-        std::fs::write(file.path(), "another").unwrap();
+        std::fs::write(file.path(), "half of one").unwrap();
+        assert!(Arc::ptr_eq(&before, &first().await));
+        std::fs::write(file.path(), authority()).unwrap();
         assert!(!Arc::ptr_eq(&before, &first().await));
     }
 
