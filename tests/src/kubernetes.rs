@@ -12,7 +12,8 @@
 //! - [`machine`]: what a node or the control plane runs in; [`wire`]: how this computer and theirs
 //!   speak to each other;
 //! - [`Cluster`]: all of it; [`Node`]: one of its nodes;
-//! - [`images`]: images that need no registry; [`volumes`]: the storage class.
+//! - [`images`]: images that need no registry; [`volumes`]: the storage class;
+//! - [`Installation`]: Larder in it, by its chart.
 //!
 //! No two clusters share an address or a file, so that as many as the computer bears may run at
 //! once. There is no cluster DNS. The computer's own settings stay as they are.
@@ -20,6 +21,7 @@
 mod cgroups;
 mod control_plane;
 pub mod images;
+pub mod installation;
 mod keys;
 pub mod machine;
 mod node;
@@ -31,6 +33,7 @@ use std::env;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -39,12 +42,14 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use larder_testkit::Image;
 use tokio::sync::Mutex;
+use tokio::time::MissedTickBehavior;
 
-use crate::process::{Ended, Process, run};
+use crate::process::{Ended, Process, run, run_unbounded};
 use crate::scratch::Scratch;
 use control_plane::ControlPlane;
+pub use installation::Installation;
 use keys::Keys;
-pub use node::Node;
+pub use node::{Node, Plan};
 pub use programs::program;
 use volumes::Provisioner;
 use wire::Forward;
@@ -126,7 +131,8 @@ impl Cluster {
         let there = async || accounts.get_opt("default").await.is_ok_and(|it| it.is_some());
         until("the default service account is there", there).await;
         for _ in 0..n_nodes {
-            cluster.add_node().await;
+            cluster.boot_node(Plan::default()).await;
+            cluster.let_join().await;
         }
         for n in 0..usize::from(n_nodes) {
             cluster.is_ready(&cluster.nodes[n].name).await;
@@ -139,11 +145,7 @@ impl Cluster {
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(config, &options).await.unwrap();
         let client = Client::try_from(config.clone()).unwrap();
-        let answers = async || {
-            let request = http::Request::get("/readyz").body(Vec::new()).unwrap();
-            client.request_text(request).await.is_ok()
-        };
-        until("the API server answers", answers).await;
+        answers(&client).await;
         let (nodes, exposed) = (Vec::new(), Vec::new());
         Self { config, kubeconfig, nodes, proxy: None, provisioner: None, exposed, own }
     }
@@ -182,18 +184,35 @@ impl Cluster {
     ///
     /// As [`Self::start`]; and for a cluster that was there before.
     pub async fn join_node(&mut self) -> &Node {
-        self.add_node().await;
+        self.boot_node(Plan::default()).await;
+        self.let_join().await;
         let node = self.nodes.last().expect("one was added");
         self.is_ready(&node.name).await;
         node
     }
 
-    async fn add_node(&mut self) {
+    /// Boots a node, which does not join before [`Self::let_join`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::join_node`].
+    pub async fn boot_node(&mut self, plan: Plan) -> &Node {
         let own = self.own.as_ref().expect("this cluster is ours");
         let n = u8::try_from(self.nodes.len() + 1).expect("so many fit into no test");
         let folder = own.scratch.folder(&format!("node{n}"));
-        let node = Node::start(n, own.name(), &folder, &own.control_plane, &own.keys).await;
+        let node = Node::boot(n, own.name(), &folder, &own.control_plane, &own.keys, plan).await;
         self.nodes.push(node);
+        self.nodes.last().expect("it is there")
+    }
+
+    /// Has the node that was booted last join, and does not wait until it is ready.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::join_node`].
+    pub async fn let_join(&mut self) {
+        let own = self.own.as_ref().expect("this cluster is ours");
+        self.nodes.last_mut().expect("one was booted").join(&own.keys);
         if self.proxy.is_none() {
             let hub = own.control_plane.machine();
             self.proxy = Some(node::start_proxy(hub, &self.nodes[0].name, &own.keys));
@@ -202,7 +221,12 @@ impl Cluster {
         }
     }
 
-    async fn is_ready(&self, node: &str) {
+    /// Returns once a node is ready.
+    ///
+    /// # Panics
+    ///
+    /// After [`PATIENCE`].
+    pub async fn is_ready(&self, node: &str) {
         let nodes: Api<core::Node> = Api::all(self.client());
         let is_ready = async || {
             let node = nodes.get_opt(node).await.ok().flatten();
@@ -238,6 +262,21 @@ impl Cluster {
         host
     }
 
+    /// Where nodes and pods find the API server without a service (`HOST:PORT`).
+    pub fn api_server(&self) -> String {
+        control_plane::inner_url().trim_start_matches("https://").to_owned()
+    }
+
+    /// Kills the API server and starts it again. Returns once it answers.
+    ///
+    /// # Panics
+    ///
+    /// For a cluster that was there before, or if it does not answer after [`PATIENCE`].
+    pub async fn restart_api_server(&self) {
+        self.own.as_ref().expect("this cluster is ours").control_plane.restart_api_server();
+        answers(&self.client()).await;
+    }
+
     /// A loopback address that leads to a pod's or a node's.
     ///
     /// # Panics
@@ -253,13 +292,28 @@ impl Cluster {
     ///
     /// If it is not there.
     pub async fn run(&self, name: &str, arguments: &[&str]) -> Ended {
+        run(&mut self.command(name, arguments)).await
+    }
+
+    /// The same, for what may take longer than other programs of tests do.
+    ///
+    /// # Panics
+    ///
+    /// After [`PATIENCE`].
+    pub async fn run_patiently(&self, name: &str, arguments: &[&str]) -> Ended {
+        let mut command = self.command(name, arguments);
+        let ended = tokio::time::timeout(PATIENCE, run_unbounded(&mut command)).await;
+        ended.expect("it ends")
+    }
+
+    fn command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = program(name);
         // What these programs remember is remembered beside the cluster.
         if let Some(own) = &self.own {
             command.env("HOME", own.scratch.folder("home"));
         }
         command.args(arguments).env("KUBECONFIG", &self.kubeconfig);
-        run(&mut command).await
+        command
     }
 }
 
@@ -269,15 +323,26 @@ impl Own {
     }
 }
 
+/// Returns once an API server answers.
+async fn answers(client: &Client) {
+    let answers = async || {
+        let request = http::Request::get("/readyz").body(Vec::new()).unwrap();
+        client.request_text(request).await.is_ok()
+    };
+    until("the API server answers", answers).await;
+}
+
 /// Returns once something is so.
 ///
 /// # Panics
 ///
 /// After [`PATIENCE`].
 pub async fn until(what: impl Display, is_so: impl AsyncFn() -> bool) {
+    let mut again = tokio::time::interval(PAUSE);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let so = async {
         while !is_so().await {
-            tokio::time::sleep(PAUSE).await;
+            again.tick().await;
         }
     };
     assert!(tokio::time::timeout(PATIENCE, so).await.is_ok(), "{what}: not within {PATIENCE:?}");

@@ -249,13 +249,19 @@ async fn systemd_is_told_that_it_serves_that_it_is_not_hung_and_that_it_ends() {
         };
         patiently(what, heard).await;
     };
-    let settings = Agent::settings().cache("http://127.0.0.1:1");
-    let agent = settings.variable("NOTIFY_SOCKET", path.to_str().unwrap()).start().await;
-    told("READY=1").await;
-    told("WATCHDOG=1").await;
-    let (ended, _settings) = agent.stop().await;
-    told("STOPPING=1").await;
-    assert_eq!(ended.code, Some(0));
+    let scene = Scene::new().await;
+    // Who is there makes runtimes ask, and who is not keeps nobody waiting for ever.
+    for (cache, has_entry) in [(scene.larder.url(""), true), ("http://127.0.0.1:1".into(), false)] {
+        let settings = Agent::settings().cache(&cache);
+        let entry = settings.scratch().join("certs.d/_default/hosts.toml");
+        let agent = settings.variable("NOTIFY_SOCKET", path.to_str().unwrap()).start().await;
+        told("READY=1").await;
+        assert_eq!(entry.exists(), has_entry, "{cache}");
+        told("WATCHDOG=1").await;
+        let (ended, _settings) = agent.stop().await;
+        told("STOPPING=1").await;
+        assert_eq!(ended.code, Some(0));
+    }
 }
 
 /// What each has sent so far, in bytes.

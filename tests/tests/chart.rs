@@ -51,6 +51,7 @@ async fn the_chart_has_no_mistakes() {
 async fn values_that_cannot_be_are_refused() {
     for (value, complaint) in [
         ("agent.listen=0.0.0.0:5050", "listen"),
+        ("agent.apiServer=10.0.0.1", "apiServer"),
         ("controller.replicas=-1", "replicas"),
         ("typo=1", "typo"),
         ("image.digest=latest", "digest"),
@@ -70,7 +71,7 @@ imagePullSecrets: [pull]
 taintNewNodes: true
 podMonitor: {enabled: true}
 controller: {tolerations: [{operator: Exists}], extraEnv: [{name: A, value: b}]}
-agent: {admin: '[::1]:5051', extraArgs: ['--zone=a']}
+agent: {admin: '[::1]:5051', extraArgs: ['--zone=a'], apiServer: '[fd00::1]:6443', onHosts: true}
 caches: {hub: {upstreams: [{upstream: docker.io}]}}
 ";
     let scratch = Scratch::new();
@@ -85,6 +86,9 @@ caches: {hub: {upstreams: [{upstream: docker.io}]}}
         "kind: PodMonitor",
         "host: \"::1\"",
         "\"--zone=a\"",
+        "value: \"fd00::1\"",
+        "value: \"6443\"",
+        "name: system:nodes",
         "kind: RegistryCache",
         "helm.sh/hook: pre-delete",
     ] {

@@ -26,7 +26,8 @@ pub(crate) struct Beat {
     pub(crate) known: usize,
     /// How many of them are there.
     pub(crate) live: usize,
-    /// The registries that runtimes are to be pointed here for; `None`: as the settings say.
+    /// The registries that runtimes are to be pointed here for; `None`: as the settings say, or as
+    /// before, as long as nobody has said where a cache is.
     #[serde(default)]
     pub(crate) hosts: Option<BTreeSet<String>>,
     /// All that it has counted.

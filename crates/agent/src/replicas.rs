@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use larder_core::{Digest, Host, owner};
 use parking_lot::RwLock;
@@ -27,13 +28,16 @@ struct Inner {
     me: String,
     zone: RwLock<Option<String>>,
     members: RwLock<Arc<[Arc<Replica>]>>,
+    /// Whether somebody has said who they are, now or before.
+    is_said: AtomicBool,
 }
 
 impl Replicas {
     /// None yet. `zone`: the one that this node is in.
     pub(crate) fn new(me: String, zone: Option<String>) -> Self {
         let members = RwLock::new(Vec::new().into());
-        Self(Arc::new(Inner { me, zone: RwLock::new(zone), members }))
+        let (zone, is_said) = (RwLock::new(zone), AtomicBool::new(false));
+        Self(Arc::new(Inner { me, zone, members, is_said }))
     }
 
     /// Has this node be in `zone` from now on.
@@ -75,10 +79,11 @@ impl Replicas {
         self.0.members.read().iter().any(|it| it.is_for(host))
     }
 
-    /// The registries that there are caches of.
-    pub(crate) fn hosts(&self) -> BTreeSet<String> {
+    /// The registries that there are caches of; `None` as long as nobody has said where any is.
+    pub(crate) fn hosts(&self) -> Option<BTreeSet<String>> {
+        self.0.is_said.load(Ordering::Relaxed).then_some(())?;
         let members = self.0.members.read();
-        members.iter().flat_map(|it| it.place().hosts.iter().cloned()).collect()
+        Some(members.iter().flat_map(|it| it.place().hosts.iter().cloned()).collect())
     }
 
     /// How many are known, and how many of them are there.
@@ -96,7 +101,10 @@ impl Replicas {
         stopping: CancellationToken,
     ) {
         if source.borrow().is_none() {
-            self.adopt(last_known.read().await);
+            let places = last_known.read().await;
+            if !places.is_empty() {
+                self.adopt(places);
+            }
         }
         loop {
             let said = source.borrow_and_update().clone();
@@ -142,6 +150,7 @@ impl Replicas {
             info!(replica = gone.name(), "asking {} no more", gone.name());
         }
         *self.0.members.write() = members.into();
+        self.0.is_said.store(true, Ordering::Relaxed);
     }
 }
 
@@ -196,7 +205,7 @@ mod tests {
             order.len()
         };
         assert_eq!((n_asked("docker.io"), n_asked("eu.gcr.io"), n_asked("quay.io")), (2, 1, 0));
-        assert!(replicas.hosts().iter().eq(["*.gcr.io", "docker.io"]));
+        assert!(replicas.hosts().unwrap().iter().eq(["*.gcr.io", "docker.io"]));
     }
 
     fn place(n: u8, zone: Option<&str>) -> Place {

@@ -49,6 +49,10 @@ const BEGINNING: u32 = 150;
 /// After how many periods systemd is told that this process is not hung.
 const ALIVE: u64 = 10;
 
+/// How many periods others wait for the mirror entries: 5 s, so that a node without a cache boots
+/// nearly as soon as one with it.
+const WAITED_FOR: u64 = 50;
+
 /// How long until the next worker is started, if the one before ended soon: at first and at most.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -127,14 +131,15 @@ pub async fn run(
     let kept = Entries::open(wanted, &settings.state)?;
     let (serving, cache) = (start.health.component("worker"), start.health.component("cache"));
     cache.not_ready("no replica of the cache has answered yet");
+    let mirrors = start.health.component("mirrors");
     let (works, is_working) = watch::channel(Works::default());
-    let withdrawn = CancellationToken::new();
+    let (written, withdrawn) = (CancellationToken::new(), CancellationToken::new());
     let keeping = tokio::spawn(entries::keep(
         kept,
         settings.mirrors.runtimes(),
         address,
         is_working,
-        metrics.clone(),
+        entries::Said { metrics: metrics.clone(), health: mirrors, written: written.clone() },
         start.stopping.clone(),
         withdrawn.clone(),
     ));
@@ -150,9 +155,12 @@ pub async fn run(
         serving,
         cache,
         works,
+        written,
         withdrawn,
         systemd: Systemd::of_environment(),
         announce: Some(start.announce),
+        n_periods: 0,
+        is_waited_for: true,
     };
     supervisor.supervise(worker).await;
     let _ = keeping.await;
@@ -178,10 +186,15 @@ struct Supervisor {
     cache: Component,
     /// Whether runtimes are served from a cache.
     works: watch::Sender<Works>,
+    /// Cancelled when the entries have been written once, or need not be.
+    written: CancellationToken,
     /// Cancelled when the entries are gone, and the worker may end.
     withdrawn: CancellationToken,
     systemd: Systemd,
     announce: Option<Announce>,
+    n_periods: u64,
+    /// Whether systemd has not been told yet that it is ready.
+    is_waited_for: bool,
 }
 
 /// How a worker ended.
@@ -236,7 +249,7 @@ impl Supervisor {
         let mut lines = BufReader::new(UnixStream::from_std(ours)?).lines();
         let mut period = interval(beat::PERIOD);
         period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut silent, mut limit, mut n_periods) = (0, BEGINNING, 0_u64);
+        let (mut silent, mut limit) = (0, BEGINNING);
         let mut counted = Sum::default();
         let why = loop {
             tokio::select! {
@@ -252,10 +265,7 @@ impl Supervisor {
                 },
                 _ = period.tick() => {
                     silent += 1;
-                    n_periods += 1;
-                    if n_periods % ALIVE == 0 {
-                        self.systemd.alive();
-                    }
+                    self.tell_systemd();
                     if silent > limit {
                         break format!("it has said nothing for {:?}", beat::PERIOD * silent);
                     }
@@ -279,18 +289,34 @@ impl Supervisor {
         self.metrics.beat(beat, &beat.counted.since(before));
         self.serving.ready();
         match beat.live {
-            0 => self.cache.not_ready(match beat.known {
-                0 => "no replica of the cache is known".to_owned(),
-                known => format!("none of {known} replicas of the cache answers"),
-            }),
+            0 => match beat.known {
+                0 if beat.hosts.is_some() => self.cache.ready_without("the cluster has no cache"),
+                0 => self.cache.not_ready("no replica of the cache is known"),
+                known => {
+                    self.cache.not_ready(format!("none of {known} replicas of the cache answers"));
+                }
+            },
             _ => self.cache.ready(),
         }
         let now = Works { is_working: beat.live > 0, hosts: beat.hosts.clone() };
         self.works.send_if_modified(|works| std::mem::replace(works, now) != *works);
         if let Some(announce) = self.announce.take() {
             info!("answering runtimes on {}", self.address);
-            self.systemd.ready();
             announce.now();
+        }
+    }
+
+    /// Once a period. Units after this one may pull images, so that they begin when runtimes are
+    /// pointed here.
+    fn tell_systemd(&mut self) {
+        self.n_periods += 1;
+        let is_written = self.written.is_cancelled() || self.n_periods > WAITED_FOR;
+        if self.is_waited_for && self.announce.is_none() && is_written {
+            self.is_waited_for = false;
+            self.systemd.ready();
+        }
+        if self.n_periods.is_multiple_of(ALIVE) {
+            self.systemd.alive();
         }
     }
 }

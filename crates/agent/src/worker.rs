@@ -87,7 +87,7 @@ async fn beats(supervisor: UnixStream, replicas: &Replicas, counts: &Counts, are
         loop {
             period.tick().await;
             let (known, live) = replicas.count();
-            let hosts = are_hosts_said.then(|| replicas.hosts());
+            let hosts = are_hosts_said.then(|| replicas.hosts()).flatten();
             let beat = Beat { known, live, hosts, counted: counts.sum() };
             let Ok(mut line) = serde_json::to_vec(&beat) else { continue };
             line.push(b'\n');

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Mutex;
 
 use super::keys::Keys;
 use super::machine::Machine;
@@ -25,6 +26,7 @@ const ETC: &str = "/etc/kubernetes";
 #[derive(Debug)]
 pub(super) struct ControlPlane {
     programs: Vec<Process>,
+    api_server: Mutex<Process>,
     /// Where this computer finds the API server.
     forward: Forward,
     machine: Machine,
@@ -44,10 +46,17 @@ impl ControlPlane {
             machine.ip(words).await;
         }
         write_keys(&machine, keys);
-        let programs = vec![start_etcd(&machine), start_api_server(&machine)];
-        let api_server = SocketAddr::from((ADDRESS, PORT));
-        let forward = machine.wire().forward(api_server);
-        Self { programs, forward, machine }
+        let programs = vec![start_etcd(&machine)];
+        let api_server = Mutex::new(start_api_server(&machine));
+        let forward = machine.wire().forward(SocketAddr::from((ADDRESS, PORT)));
+        Self { programs, api_server, forward, machine }
+    }
+
+    /// Kills the API server and starts it again. Does not wait until it answers.
+    pub(super) fn restart_api_server(&self) {
+        let mut api_server = self.api_server.lock().unwrap();
+        api_server.kill();
+        *api_server = start_api_server(&self.machine);
     }
 
     /// Starts the rest. They give up soon if the API server does not answer.

@@ -20,11 +20,24 @@ pub(super) const PAUSE: &str = "larder.test/pause:1";
 ///
 /// If it is not installed.
 pub fn busybox() -> Image {
+    busybox_of("nobody")
+}
+
+/// The same, and no layer of it is in an image of another `owner`.
+///
+/// # Panics
+///
+/// If it is not installed.
+pub fn busybox_of(owner: &str) -> Image {
     let command = peer("busybox", "busybox-static");
     let program = fs::read(command.get_program()).unwrap();
     let users = b"root:x:0:0::/:/bin/sh\n";
     Image::of_files(
-        &[("bin/busybox", &program, 0o755), ("etc/passwd", users, 0o644)],
+        &[
+            ("bin/busybox", &program, 0o755),
+            ("etc/passwd", users, 0o644),
+            ("etc/owner", owner.as_bytes(), 0o644),
+        ],
         &["/bin/busybox", "sleep", "2147483647"],
         "0:0",
     )

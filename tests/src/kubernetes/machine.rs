@@ -135,11 +135,23 @@ impl Machine {
     ///
     /// If it fails.
     pub async fn ip(&self, words: &str) {
-        let mut command = peer("ip", "iproute2");
+        self.net(peer("ip", "iproute2"), words).await;
+    }
+
+    /// Runs `iptables` with these words in its network.
+    ///
+    /// # Panics
+    ///
+    /// If it fails.
+    pub async fn iptables(&self, words: &str) {
+        self.net(peer("iptables", "iptables"), &format!("--wait {words}")).await;
+    }
+
+    async fn net(&self, mut command: Command, words: &str) {
         command.args(words.split(' '));
         // Not in the rest of it, so that processes have the numbers that this computer gives them.
         let mut command = self.enter(&["--net"], &command);
-        run(&mut command).await.expect(&format!("{}: ip {words}", self.name));
+        run(&mut command).await.expect(&format!("{}: {command:?}", self.name));
     }
 
     /// The number of its first process, by which `ip` knows its network.

@@ -22,6 +22,24 @@ const ETC: &str = "/etc/kubernetes";
 /// How many zones nodes are in, by turns.
 const N_ZONES: u8 = 2;
 
+/// How a node joins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The image of the first container of each pod; the usual one is there without a registry.
+    pub pause: String,
+    /// Whether pods have a network, or wait until there is [`Node::network`] in
+    /// `/etc/cni/net.d/10-bridge.conflist`.
+    pub has_network: bool,
+    /// What it is tainted with from the beginning, as in `KEY=VALUE:EFFECT`.
+    pub taint: Option<String>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { pause: PAUSE.to_owned(), has_network: true, taint: None }
+    }
+}
+
 /// A running node. Dropping it ends all that runs on it.
 #[derive(Debug)]
 pub struct Node {
@@ -29,31 +47,36 @@ pub struct Node {
     pub name: String,
     /// Where it is found by nodes, pods and the API server.
     pub address: Ipv4Addr,
-    _programs: Vec<Process>,
+    n: u8,
+    plan: Plan,
+    programs: Vec<Process>,
     machine: Machine,
     // After the machine, as nothing may be in them.
     _cgroups: Cgroups,
 }
 
 impl Node {
-    /// Starts the `n`th one, from 1 on, and does not wait until it is ready. `folder` is an empty one
-    /// of the test; `id` is no other cluster's of this computer.
-    pub(super) async fn start(
+    /// Boots the `n`th one, from 1 on: its runtime is there, its kubelet not yet. `folder` is an empty
+    /// one of the test; `id` is no other cluster's of this computer.
+    pub(super) async fn boot(
         n: u8,
         id: &str,
         folder: &Path,
         control_plane: &ControlPlane,
         keys: &Keys,
+        plan: Plan,
     ) -> Self {
         let name = format!("node{n}");
         let [a, b, c, _] = control_plane::ADDRESS.octets();
         let address = Ipv4Addr::new(a, b, c, 10 + n);
-        let pods = format!("10.244.{n}.0/24");
         let cgroups = Cgroups::make(&format!("{id}-{name}"));
         let machine = Machine::boot(&name, folder).await;
-        control_plane.connect(&machine, address, &pods).await;
-        machine.write("/etc/cni/net.d/10-bridge.conflist", &network(&pods));
-        machine.write("/etc/containerd/config.toml", &containerd_config());
+        control_plane.connect(&machine, address, &pods(n)).await;
+        std::fs::create_dir_all(machine.path("/etc/cni/net.d")).unwrap();
+        if plan.has_network {
+            machine.write("/etc/cni/net.d/10-bridge.conflist", &network(&pods(n)));
+        }
+        machine.write("/etc/containerd/config.toml", &containerd_config(&plan.pause));
         std::fs::create_dir_all(machine.path("/etc/containerd/certs.d")).unwrap();
         machine.write("/etc/resolv.conf", "nameserver 127.0.0.1\n");
 
@@ -73,13 +96,30 @@ impl Node {
             lines.iter().any(|line| line.contains("containerd successfully booted")).then_some(())
         };
         containerd.find(Stream::Stderr, "it boots", is_up).await;
-        let mut node =
-            Self { name, address, _programs: vec![containerd], machine, _cgroups: cgroups };
-        node.import(PAUSE, &images::busybox()).await;
-        let kubelet = node.machine.start("kubelet", &kubelet(address, n));
-        let proxy = start_proxy(&node.machine, &node.name, keys);
-        node._programs.extend([kubelet, proxy]);
+        let programs = vec![containerd];
+        let node = Self { name, address, n, plan, programs, machine, _cgroups: cgroups };
+        if node.plan.pause == PAUSE {
+            node.import(PAUSE, &images::busybox()).await;
+        }
         node
+    }
+
+    /// Starts its kubelet and kube-proxy, and does not wait until it is ready.
+    pub(super) fn join(&mut self, keys: &Keys) {
+        let kubelet = kubelet(self.address, self.n, self.plan.taint.as_deref());
+        let kubelet = self.machine.start("kubelet", &kubelet);
+        let proxy = start_proxy(&self.machine, &self.name, keys);
+        self.programs.extend([kubelet, proxy]);
+    }
+
+    /// What a network of pods is configured with here.
+    pub fn network(&self) -> String {
+        network(&pods(self.n))
+    }
+
+    /// Where its kubelet has its credential, in the machine.
+    pub fn kubeconfig(&self) -> String {
+        format!("{ETC}/kubelet.conf")
     }
 
     /// What it runs in.
@@ -122,12 +162,12 @@ const SUITE: Suite = Suite::Trixie;
 
 /// `restrict_oom_score_adj` and the cgroup driver are because of where tests run: without
 /// CAP_SYS_RESOURCE, and perhaps without systemd.
-fn containerd_config() -> String {
+fn containerd_config(pause: &str) -> String {
     format!(
         r#"
 version = 2
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{PAUSE}"
+  sandbox_image = "{pause}"
   disable_apparmor = true
   restrict_oom_score_adj = true
   stream_server_address = "127.0.0.1"
@@ -143,6 +183,11 @@ version = 2
         SystemdCgroup = false
 "#
     )
+}
+
+/// The addresses of the pods of the `n`th node.
+fn pods(n: u8) -> String {
+    format!("10.244.{n}.0/24")
 }
 
 fn network(pods: &str) -> String {
@@ -185,12 +230,13 @@ maxParallelImagePulls: 5
     )
 }
 
-fn kubelet(address: Ipv4Addr, n: u8) -> Command {
+fn kubelet(address: Ipv4Addr, n: u8, taint: Option<&str>) -> Command {
     let mut command = program("kubelet");
     command.arg(format!("--config={ETC}/kubelet.yaml"));
     command.arg(format!("--kubeconfig={ETC}/kubelet.conf"));
     command.arg(format!("--node-ip={address}"));
     command.arg(format!("--node-labels=topology.kubernetes.io/zone=zone{}", n % N_ZONES));
+    command.args(taint.map(|taint| format!("--register-with-taints={taint}")));
     command
 }
 

@@ -4,16 +4,19 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::select;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-
-use super::PAUSE;
 
 /// The class that a claim is of if it says none.
 pub const STORAGE_CLASS: &str = "standard";
@@ -32,7 +35,7 @@ enum Wish {
     New { size: String, node: String },
     /// Its volume to be of this size.
     Larger { size: String, volume: String },
-    /// Nothing, for now.
+    /// Nothing: it has its volume, or no node yet.
     Nothing,
 }
 
@@ -52,10 +55,18 @@ impl Provisioner {
         });
         let class: StorageClass = serde_json::from_value(class).unwrap();
         Api::all(client.clone()).create(&PostParams::default(), &class).await.unwrap();
+        let claims: Api<PersistentVolumeClaim> = Api::all(client.clone());
+        let volumes: Api<PersistentVolume> = Api::all(client.clone());
+        let claims = watcher(claims, watcher::Config::default()).default_backoff().map(drop);
+        let volumes = watcher(volumes, watcher::Config::default()).default_backoff().map(drop);
         Self(tokio::spawn(async move {
-            loop {
-                look(&client, &folder).await.expect("the API server takes what volumes need");
-                tokio::time::sleep(PAUSE).await;
+            let mut changes = pin!(select(claims, volumes));
+            while changes.next().await.is_some() {
+                // Whatever fails because something has changed, or because the API server is away, is
+                // heard of again.
+                if let Err(error) = look(&client, &folder).await {
+                    println!("volumes: {error}");
+                }
             }
         }))
     }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use larder_process::Component;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -35,6 +36,14 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// How long until it is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
 
+/// To whom it is said how the entries are.
+pub(super) struct Said {
+    pub(super) metrics: Metrics,
+    pub(super) health: Component,
+    /// Cancelled when they have been written once, or need not be.
+    pub(super) written: CancellationToken,
+}
+
 /// Has the entries be there while `works`, and cancels `withdrawn` when they are gone for good, after
 /// `stopping`.
 pub(super) async fn keep(
@@ -42,20 +51,23 @@ pub(super) async fn keep(
     runtimes: Vec<Runtime>,
     endpoint: SocketAddr,
     mut works: watch::Receiver<Works>,
-    metrics: Metrics,
+    said: Said,
     stopping: CancellationToken,
     withdrawn: CancellationToken,
 ) {
-    let keeper = Keeper { entries: Arc::new(Mutex::new(entries)), runtimes, metrics };
-    keeper.metrics.mirrors(&keeper.runtimes, &Report::default());
+    let keeper = Keeper { entries: Arc::new(Mutex::new(entries)), runtimes, said };
+    keeper.said.metrics.mirrors(&keeper.runtimes, &Report::default());
     let keeping = async {
         loop {
             // Written by now, by this process or an earlier one, or withdrawn.
             let Works { is_working, hosts } = works.borrow_and_update().clone();
+            let is_for_none = hosts.as_ref().is_some_and(BTreeSet::is_empty);
             if let Some(hosts) = hosts {
                 keeper.want(hosts).await;
             }
-            if is_working {
+            if is_for_none {
+                keeper.are_as_wanted();
+            } else if is_working {
                 tokio::select! {
                     () = answering(endpoint) => keeper.write().await,
                     () = changed(&mut works) => continue,
@@ -80,7 +92,7 @@ pub(super) async fn keep(
 struct Keeper {
     entries: Arc<Mutex<Entries>>,
     runtimes: Vec<Runtime>,
-    metrics: Metrics,
+    said: Said,
 }
 
 impl Keeper {
@@ -93,6 +105,12 @@ impl Keeper {
                 warn!("{name} does not read {} before it is told to: {restart}", path.display());
             }
         }
+        self.are_as_wanted();
+    }
+
+    fn are_as_wanted(&self) {
+        self.said.health.ready();
+        self.said.written.cancel();
     }
 
     /// Has the entries be for these registries; those for others are put back at once.
@@ -109,6 +127,7 @@ impl Keeper {
     async fn withdraw(&self, all: bool) {
         let report = self.blocking(move |entries| entries.withdraw(all)).await;
         self.say(&report, "put back");
+        self.said.health.not_ready("the mirror entries are withdrawn");
     }
 
     fn say(&self, report: &Report, done: &str) {
@@ -118,7 +137,7 @@ impl Keeper {
         for note in &report.notes {
             warn!("{note}");
         }
-        self.metrics.mirrors(&self.runtimes, report);
+        self.said.metrics.mirrors(&self.runtimes, report);
     }
 
     async fn blocking(
