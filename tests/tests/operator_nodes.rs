@@ -1,65 +1,80 @@
-//! A cache on real nodes: it serves, and nothing that is done to it fails a pull.
+//! A cache on real nodes: nothing that is done to it fails a pull.
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
-use larder_testkit::Image;
-use larder_tests::kubernetes::{Node, images, until};
-use larder_tests::{Cluster, Controller, DockerRegistry, http, metrics};
-use serde_json::{Value, json};
+use larder_testkit::{Image, Login, Upstream};
+use larder_tests::Cluster;
+use larder_tests::kubernetes::installation::NAMESPACE;
+use larder_tests::kubernetes::{Installation, Node, until};
+use serde_json::json;
 
 /// A registry that can be found by nobody but nodes that have been told.
 const HOST: &str = "registry.test";
-const IMAGE: &str = "larder.test/larder:1";
+const CACHE: &str = "hub";
+const SECRET: &str = "login";
+
 /// How many images there are to pull.
 const N_IMAGES: u64 = 24;
 
+/// Who asks the registry: nodes, when no cache answers; and the cache, before and after somebody has
+/// given it another password.
+const POD: (&str, &str) = ("pod", "of-its-own");
+const BEFORE: (&str, &str) = ("cache", "old");
+const AFTER: (&str, &str) = ("cache", "new");
+
 /// Two nodes pull all the time, one image after the other, while everything is done to the cache that
-/// an operator does: none of the pulls fails.
+/// is ever done to one: none of the pulls fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_done_to_a_cache_fails_no_pull() {
     let mut cluster = Cluster::start(2).await;
-    let upstream = DockerRegistry::start().await;
+    let upstream = Upstream::start().await;
     for n in 0..N_IMAGES {
         let image = Image::from_seed(n).layers(&[200 << 10, 50 << 10]).unpackable().build();
-        upstream.push("team/app", &n.to_string(), &image).await;
+        upstream.push("team/app", &n.to_string(), &image);
     }
-    let registry = format!("http://{}", cluster.expose(&upstream.host));
-    cluster.import(IMAGE, &images::larder().await).await;
-    let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-    let apply = ["apply", "--server-side", "-f", definitions.to_str().unwrap()];
-    cluster.run("kubectl", &apply).await.expect("the definitions");
-    let caches = caches(&cluster);
-    until("caches are served", async || caches.list(&Default::default()).await.is_ok()).await;
-    let start = async || Controller::start(&cluster, "default", &["--ca-settling", "5s"]).await;
-    let controller = start().await;
+    let registry = format!("http://{}", cluster.expose(&upstream.host()));
+    upstream.require(any_of(&[POD, BEFORE]));
+    cluster.nodes().iter().for_each(|node| node.find_registry(HOST, &registry));
+    Installation::prepare(cluster.nodes()).await;
+    let api_server = format!("agent.apiServer={}", cluster.api_server());
+    let settling = "controller.extraEnv[0].value=5s";
+    let values = ["controller.extraEnv[0].name=LARDER_CA_SETTLING", settling, &api_server];
+    let larder = Installation::by_chart(&cluster, &values).await;
+    be(&cluster, BEFORE).await;
     let spec = |size: &str, budget: &str, ttl: &str| {
         json!({
-            "upstreams": [{"upstream": HOST, "remoteURL": registry}],
+            "upstreams": [{
+                "upstream": HOST, "remoteURL": registry, "secretRef": {"name": SECRET},
+                // The registry is on this computer.
+                "insecureSkipVerify": true,
+            }],
             "highAvailability": {"enabled": true},
             "volume": {"size": size},
             "garbageCollection": {"budget": budget, "ttl": ttl},
         })
     };
-    apply_spec(&caches, spec("1Gi", "80%", "168h")).await;
-    let ready = async || cache(&caches).await["status"]["readyReplicas"] == 2;
-    until("both replicas answer", ready).await;
-    until("all is settled", async || is_settled(&caches).await).await;
+    larder.apply(CACHE, spec("1Gi", "80%", "168h")).await;
+    larder.settles(CACHE).await;
+    for node in cluster.nodes() {
+        larder.is_used(node, HOST).await;
+    }
 
-    // What an agent would know, as long as nodes have none: written anew for each of its words.
     let (stopping, n_pulls, n_failed) =
         (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let pulling = async |node: &Node| {
+        let (name, word) = POD;
+        let login = format!("{name}:{word}");
         let mut n = 0;
         while !stopping.load(Ordering::Relaxed) {
-            point(node, &cache(&caches).await, &registry);
             let name = format!("{HOST}/team/app:{}", n % N_IMAGES);
-            let hosts = ["--hosts-dir", "/etc/containerd/certs.d"];
+            let hosts = ["--hosts-dir", "/etc/containerd/certs.d", "--user", &login];
             let pulled = node.ctr(&[&["images", "pull"], &hosts[..], &[&name]].concat()).await;
             n_pulls.fetch_add(1, Ordering::Relaxed);
             if pulled.code != Some(0) {
@@ -80,133 +95,98 @@ async fn what_is_done_to_a_cache_fails_no_pull() {
             .await;
             println!("{what}: {} pulls", n_pulls.load(Ordering::Relaxed));
         };
+        let uids = async || larder.uids(CACHE).await;
+        let replaced = async |what: &str, before: &[String]| {
+            let are_others = async || {
+                let now = uids().await;
+                now.len() == 2 && before.iter().all(|uid| !now.contains(uid))
+            };
+            until(what, are_others).await;
+            larder.settles(CACHE).await;
+            counted(what).await;
+        };
         counted("all is as it was").await;
 
-        apply_spec(&caches, spec("1Gi", "70%", "168h")).await;
-        let before = pods(&cluster).await;
-        let rolled = async || {
-            let now = pods(&cluster).await;
-            now.len() == 2 && before.iter().all(|uid| !now.contains(uid))
-        };
-        until("both replicas are other pods", rolled).await;
-        until("all is settled", async || is_settled(&caches).await).await;
-        counted("rolled").await;
+        let before = uids().await;
+        larder.apply(CACHE, spec("1Gi", "70%", "168h")).await;
+        replaced("both replicas are other pods", &before).await;
 
-        let before = pods(&cluster).await;
+        let before = uids().await;
         let rotate = json!({"metadata": {"annotations": {"larder.dev/rotate-ca": "1"}}});
         let patch = Patch::Merge(rotate);
-        caches.patch("cache", &PatchParams::default(), &patch).await.unwrap();
-        let bundle =
-            async || cache(&caches).await["status"]["caBundle"].as_str().unwrap().to_owned();
+        larder.caches().patch(CACHE, &PatchParams::default(), &patch).await.unwrap();
+        let bundle = async || {
+            let cache = larder.cache(CACHE).await;
+            cache["status"]["caBundle"].as_str().unwrap_or_default().to_owned()
+        };
         let old = bundle().await;
         until("two are trusted", async || bundle().await.matches("BEGIN").count() == 2).await;
         let is_other =
             async || bundle().await.matches("BEGIN").count() == 1 && bundle().await != old;
         until("the other one is trusted alone", is_other).await;
         counted("another authority").await;
-        assert_eq!(pods(&cluster).await, before, "nothing is started again for that");
 
-        apply_spec(&caches, spec("2Gi", "70%", "168h")).await;
-        let grown = async || {
-            let now = pods(&cluster).await;
-            now.len() == 2 && before.iter().all(|uid| !now.contains(uid))
-        };
-        until("volumes have grown and replicas know it", grown).await;
-        until("all is settled", async || is_settled(&caches).await).await;
-        counted("larger volumes").await;
+        upstream.require(any_of(&[POD, BEFORE, AFTER]));
+        be(&cluster, AFTER).await;
+        let header = basic(AFTER);
+        let is_used =
+            async || upstream.count(|it| it.header("authorization") == Some(header.as_str())) > 0;
+        until("the new password is used", is_used).await;
+        upstream.require(any_of(&[POD, AFTER]));
+        counted("another password").await;
+        assert_eq!(uids().await, before, "nothing is started again for that");
 
-        assert_eq!(controller.stop().await.code, Some(0));
-        let _controller = start().await;
-        apply_spec(&caches, spec("2Gi", "70%", "24h")).await;
-        let generation = async || {
-            let cache = cache(&caches).await;
+        larder.apply(CACHE, spec("2Gi", "70%", "168h")).await;
+        replaced("volumes have grown and replicas know it", &before).await;
+
+        let pods = "app.kubernetes.io/component=controller";
+        let before = larder.pods(pods).await.iter().filter_map(|it| it.uid()).collect::<Vec<_>>();
+        let delete = ["delete", "pods", "--selector", pods];
+        Installation::kubectl(&cluster, &delete).await.expect("the controller is deleted");
+        larder.apply(CACHE, spec("2Gi", "70%", "24h")).await;
+        let is_seen = async || {
+            let cache = larder.cache(CACHE).await;
             cache["status"]["observedGeneration"] == cache["metadata"]["generation"]
         };
-        until("the new controller has seen it", generation).await;
+        until("the new controller has seen it", is_seen).await;
+        let now = larder.pods(pods).await.iter().filter_map(|it| it.uid()).collect::<Vec<_>>();
+        assert!(before.iter().all(|it| !now.contains(it)), "{before:?} {now:?}");
         counted("another controller").await;
-        let n_asked = asked(&cluster).await;
+
+        cluster.restart_api_server().await;
+        larder.settles(CACHE).await;
+        counted("another API server").await;
+
+        let n_asked = larder.requests(&cluster, CACHE, HOST).await;
         assert!(n_asked > 20.0, "pulls came by the cache: {n_asked}");
         stopping.store(true, Ordering::Relaxed);
     };
     let nodes = cluster.nodes();
     tokio::join!(doing, pulling(&nodes[0]), pulling(&nodes[1]));
     let (n_pulls, n_failed) = (n_pulls.into_inner(), n_failed.into_inner());
-    println!("{n_pulls} pulls, {n_failed} of them failed");
+    let by_node = |it: &str| it.starts_with("containerd/");
+    let n_direct = upstream
+        .count(|it| it.path.contains("/blobs/") && it.header("user-agent").is_some_and(by_node));
+    println!("{n_pulls} pulls, {n_failed} of them failed; {n_direct} blobs straight from upstream");
     assert_eq!(n_failed, 0);
 }
 
-fn caches(cluster: &Cluster) -> Api<DynamicObject> {
-    let resource = ApiResource {
-        group: "larder.dev".to_owned(),
-        version: "v1alpha1".to_owned(),
-        api_version: "larder.dev/v1alpha1".to_owned(),
-        kind: "RegistryCache".to_owned(),
-        plural: "registrycaches".to_owned(),
-    };
-    Api::namespaced_with(cluster.client(), "default", &resource)
-}
-
-async fn apply_spec(caches: &Api<DynamicObject>, spec: Value) {
-    let cache = json!({
-        "apiVersion": "larder.dev/v1alpha1", "kind": "RegistryCache",
-        "metadata": {"name": "cache"}, "spec": spec,
+/// Has the cache be somebody before the registry.
+async fn be(cluster: &Cluster, (username, password): (&str, &str)) {
+    let secrets: Api<Secret> = Api::namespaced(cluster.client(), NAMESPACE);
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": SECRET},
+        "stringData": {"username": username, "password": password},
     });
-    caches.patch("cache", &PatchParams::apply("person"), &Patch::Apply(cache)).await.unwrap();
+    let patch = Patch::Apply(secret);
+    secrets.patch(SECRET, &PatchParams::apply("person"), &patch).await.unwrap();
 }
 
-async fn cache(caches: &Api<DynamicObject>) -> Value {
-    serde_json::to_value(caches.get("cache").await.unwrap()).unwrap()
+fn any_of(accounts: &[(&str, &str)]) -> Login {
+    Login::AnyOf(accounts.iter().map(|(name, word)| ((*name).into(), (*word).into())).collect())
 }
 
-async fn is_settled(caches: &Api<DynamicObject>) -> bool {
-    let cache = cache(caches).await;
-    let conditions = cache["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let is = |kind: &str, status: &str| {
-        conditions.iter().any(|it| it["type"] == kind && it["status"] == status)
-    };
-    cache["status"]["observedGeneration"] == cache["metadata"]["generation"]
-        && is("Ready", "True")
-        && is("Progressing", "False")
-        && is("Degraded", "False")
-}
-
-/// The uids of the replicas' pods.
-async fn pods(cluster: &Cluster) -> Vec<String> {
-    replicas(cluster).await.iter().filter_map(|it| it.uid()).collect()
-}
-
-async fn replicas(cluster: &Cluster) -> Vec<Pod> {
-    let pods: Api<Pod> = Api::namespaced(cluster.client(), "default");
-    let query = kube::api::ListParams::default().labels("app.kubernetes.io/instance=larder-cache");
-    pods.list(&query).await.unwrap().items
-}
-
-/// Has a node's containerd ask the cache first, and the registry if that does not answer.
-fn point(node: &Node, cache: &Value, registry: &str) {
-    let status = &cache["status"];
-    let folder = format!("/etc/containerd/certs.d/{HOST}");
-    node.machine().write(&format!("{folder}/ca.pem"), status["caBundle"].as_str().unwrap());
-    let entry = |endpoint: &Value| {
-        format!(
-            "[host.{}]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = \"{folder}/ca.pem\"\n  dial_timeout = \"1s\"\n",
-            endpoint["url"]
-        )
-    };
-    let entries: String = status["endpoints"].as_array().into_iter().flatten().map(entry).collect();
-    let text = format!("server = \"{registry}\"\n{entries}");
-    node.machine().write(&format!("{folder}/hosts.toml"), &text);
-}
-
-/// How often the replicas that there are were asked for something of the registry.
-async fn asked(cluster: &Cluster) -> f64 {
-    let mut sum = 0.0;
-    for pod in replicas(cluster).await {
-        let address: std::net::IpAddr = pod.status.unwrap().pod_ip.unwrap().parse().unwrap();
-        let forward = cluster.reach((address, 5001).into());
-        let url = format!("http://{}/metrics", forward.address);
-        let page = http::get(&url).send().await.bytes().await.unwrap();
-        let page = std::str::from_utf8(&page).unwrap();
-        sum += metrics::sum(page, "larder_requests_total", &[("upstream", HOST)]);
-    }
-    sum
+fn basic((username, password): (&str, &str)) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{username}:{password}")))
 }

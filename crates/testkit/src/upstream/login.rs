@@ -21,6 +21,8 @@ pub enum Login {
         /// The password.
         password: String,
     },
+    /// The same, and any of these names with its password will do.
+    AnyOf(Vec<(String, String)>),
     /// A token from `/token`, for one repository, which is given to this account only.
     Bearer {
         /// The name.
@@ -31,6 +33,8 @@ pub enum Login {
     /// A token from `/token`, for one repository, which is given to everyone, as Docker Hub does.
     Anonymous,
 }
+
+const BASIC_CHALLENGE: &str = "Basic realm=\"testkit\"";
 
 /// Access tokens that were given out, with the scope each is for.
 #[derive(Debug, Default)]
@@ -60,7 +64,13 @@ impl Login {
                 if shown == Some(&basic(username, password)) {
                     return Ok(());
                 }
-                "Basic realm=\"testkit\"".to_owned()
+                BASIC_CHALLENGE.to_owned()
+            }
+            Self::AnyOf(accounts) => {
+                if accounts.iter().any(|(name, word)| shown == Some(&basic(name, word))) {
+                    return Ok(());
+                }
+                BASIC_CHALLENGE.to_owned()
             }
             Self::Bearer { .. } | Self::Anonymous => {
                 let scope = repository.map(|name| format!("repository:{name}:pull"));
@@ -80,7 +90,7 @@ impl Login {
     pub(super) fn give_token(&self, request: &Request, tokens: &mut Tokens) -> Answer {
         let shown = request.header("authorization");
         let is_known = match self {
-            Self::Basic { .. } => return Answer::error(404, "UNSUPPORTED"),
+            Self::Basic { .. } | Self::AnyOf(_) => return Answer::error(404, "UNSUPPORTED"),
             Self::Bearer { username, password } => shown == Some(&basic(username, password)),
             Self::Anonymous => true,
         };
