@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
 use kube::Api;
 use kube::api::PostParams;
 use larder_testkit::{Image, Upstream};
-use larder_tests::Cluster;
 use larder_tests::kubernetes::{Installation, Node, Plan, images, until};
+use larder_tests::{Cluster, metrics};
 use serde_json::{Value, json};
 
 /// A registry that can be found by nobody but nodes that have been told.
@@ -135,6 +135,8 @@ async fn a_cluster_pulls_by_what_the_chart_installs_and_is_as_before_without_it(
     assert_eq!(scene.upstream.n_fetches(&both.layers[0].digest), 1);
     scene.pulls("all is well", true).await;
 
+    lose_a_replica(&scene, &larder).await;
+
     // A third node, where nothing starts before its runtime is pointed to the cache.
     let taint = Some("larder.dev/not-ready=:NoSchedule".to_owned());
     scene.cluster.boot_node(Plan { taint, ..Plan::default() }).await;
@@ -200,6 +202,44 @@ async fn a_cluster_pulls_by_what_the_chart_installs_and_is_as_before_without_it(
     assert!(!scene.pull(2, HOST).await.1);
 }
 
+/// Kills the replica of the first node's zone while a layer comes from it that both replicas have: the
+/// other one sends the rest, and nothing is fetched again.
+async fn lose_a_replica(scene: &Scene, larder: &Installation) {
+    let image = Image::from_seed(1 << 20).unpackable().layers(&[24 << 20]).build();
+    scene.upstream.push("team/large", "1", &image);
+    let name = format!("{HOST}/team/large:1");
+    for node in scene.cluster.nodes() {
+        pull(node, &name).await;
+    }
+    let node = &scene.cluster.nodes()[0];
+    node.forget(&name).await.expect("the image is removed");
+    let replicas = larder.replicas(CACHE).await;
+    let here = |it: &&Pod| it.spec.as_ref().unwrap().node_name.as_deref() == Some(&node.name);
+    let replica = replicas.iter().find(here).expect("there is one in each zone");
+    let id = replica.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0]
+        .container_id
+        .as_deref()
+        .unwrap()
+        .trim_start_matches("containerd://");
+    let tasks = node.ctr(&["tasks", "ls"]).await.expect("the tasks");
+    let task = tasks.lines().find(|line| line.starts_with(id)).expect("it runs");
+    node.machine().slow_down(task.split_whitespace().nth(1).unwrap()).await;
+
+    scene.upstream.forget_requests();
+    let kill = async {
+        let layer = image.layers[0].digest.hex();
+        let is_coming = async || node.pulling().await.expect("what is on its way").contains(&layer);
+        until("the layer is coming", is_coming).await;
+        node.ctr(&["tasks", "kill", "--signal", "SIGKILL", id]).await.expect("it is killed");
+    };
+    tokio::join!(pull(node, &name), kill);
+    let page = larder.agent_metrics(node).await;
+    let from = [("source", "replica")];
+    assert_eq!(metrics::sum(&page, "larder_agent_resumed_total", &from), 1.0, "{page}");
+    assert_eq!(scene.upstream.count(|it| it.path.contains("/blobs/")), 0);
+    larder.settles(CACHE).await;
+}
+
 /// Two replicas, which outlive the node of one of them.
 fn spec(registry: &str) -> Value {
     json!({
@@ -245,8 +285,7 @@ fn ports(cache: &Value) -> Vec<u16> {
 }
 
 async fn pull(node: &Node, name: &str) {
-    let hosts = ["--hosts-dir", "/etc/containerd/certs.d"];
-    node.ctr(&[&["images", "pull"], &hosts[..], &[name]].concat()).await.expect(name);
+    node.pull(name, None).await.expect(name);
 }
 
 fn read(folder: &Path, name: &str, files: &mut Vec<(String, Vec<u8>)>) {

@@ -74,15 +74,13 @@ async fn what_is_done_to_a_cache_fails_no_pull() {
         let mut n = 0;
         while !stopping.load(Ordering::Relaxed) {
             let name = format!("{HOST}/team/app:{}", n % N_IMAGES);
-            let hosts = ["--hosts-dir", "/etc/containerd/certs.d", "--user", &login];
-            let pulled = node.ctr(&[&["images", "pull"], &hosts[..], &[&name]].concat()).await;
+            let pulled = node.pull(&name, Some(&login)).await;
             n_pulls.fetch_add(1, Ordering::Relaxed);
             if pulled.code != Some(0) {
                 println!("{}: {name}: {}", node.name, pulled.stderr);
                 n_failed.fetch_add(1, Ordering::Relaxed);
             }
-            // So that the next one has to ask for all of it.
-            let _ = node.ctr(&["images", "rm", "--sync", &name]).await;
+            let _ = node.forget(&name).await;
             n += 1;
         }
     };
@@ -167,6 +165,11 @@ async fn what_is_done_to_a_cache_fails_no_pull() {
     let by_node = |it: &str| it.starts_with("containerd/");
     let n_direct = upstream
         .count(|it| it.path.contains("/blobs/") && it.header("user-agent").is_some_and(by_node));
+    for node in nodes {
+        let page = larder.agent_metrics(node).await;
+        let lines = page.lines().filter(|it| it.starts_with("larder_agent_fallbacks"));
+        lines.for_each(|line| println!("{}: {line}", node.name));
+    }
     println!("{n_pulls} pulls, {n_failed} of them failed; {n_direct} blobs straight from upstream");
     assert_eq!(n_failed, 0);
 }

@@ -23,6 +23,9 @@ pub const NAMESPACE: &str = "larder-system";
 /// Where agents answer runtimes, on their nodes' loopback.
 const ENDPOINT: &str = "127.0.0.1:5050";
 
+/// Where they are measured, on the same.
+const ADMIN: &str = "127.0.0.1:5051";
+
 /// The installed chart.
 pub struct Installation {
     client: Client,
@@ -141,6 +144,18 @@ impl Installation {
         let is_used =
             async || std::fs::read_to_string(&path).is_ok_and(|text| text.contains(ENDPOINT));
         until(format!("{} asks its agent for {host}", node.name), is_used).await;
+    }
+
+    /// The metrics of a node's agent.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub async fn agent_metrics(&self, node: &Node) -> String {
+        let forward = node.machine().wire().forward(ADMIN.parse().unwrap());
+        let url = format!("http://{}/metrics", forward.address);
+        let page = http::get(&url).send().await.bytes().await.unwrap();
+        String::from_utf8(page.into()).unwrap()
     }
 
     /// The pods of a cache.

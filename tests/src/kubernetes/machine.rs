@@ -147,6 +147,19 @@ impl Machine {
         self.net(peer("iptables", "iptables"), &format!("--wait {words}")).await;
     }
 
+    /// Has what a container sends be as slow as a network of 100 Mbit/s. `pid` is its first process, as
+    /// the runtime numbers it.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done.
+    pub async fn slow_down(&self, pid: &str) {
+        let mut command = peer("nsenter", "util-linux");
+        command.args(["--net", "--target", pid, "tc", "qdisc", "add", "dev", "eth0", "root"]);
+        command.args(["tbf", "rate", "100mbit", "burst", "64kb", "latency", "100ms"]);
+        self.run(&command).await.expect(&format!("{}: {command:?}", self.name));
+    }
+
     async fn net(&self, mut command: Command, words: &str) {
         command.args(words.split(' '));
         // Not in the rest of it, so that processes have the numbers that this computer gives them.

@@ -16,6 +16,9 @@ use super::{PODS, images};
 use crate::process::{Ended, Process, Stream};
 use crate::suite::Suite;
 
+/// The runtime's namespace of what tests pull.
+const PULLED: &str = "pulled";
+
 /// Where the kubelet's files are.
 const ETC: &str = "/etc/kubernetes";
 
@@ -149,10 +152,33 @@ impl Node {
         std::fs::remove_file(self.machine.path(path)).unwrap();
     }
 
+    /// Pulls an image by the node's runtime, as somebody (`NAME:PASSWORD`) if the registry wants to know.
+    /// Kubernetes does not see it: of what that has seen, it keeps some after [`Self::forget`].
+    pub async fn pull(&self, name: &str, login: Option<&str>) -> Ended {
+        let mut arguments = vec!["images", "pull", "--hosts-dir", "/etc/containerd/certs.d"];
+        arguments.extend(login.iter().flat_map(|login| ["--user", *login]));
+        arguments.push(name);
+        self.ctr_in(PULLED, &arguments).await
+    }
+
+    /// Removes what was pulled, so that the next one who pulls it has to ask for all of it.
+    pub async fn forget(&self, name: &str) -> Ended {
+        self.ctr_in(PULLED, &["images", "rm", "--sync", name]).await
+    }
+
+    /// The blobs of pulls that are on their way, as the runtime names them.
+    pub async fn pulling(&self) -> Ended {
+        self.ctr_in(PULLED, &["content", "active"]).await
+    }
+
     /// Runs `ctr` with these arguments in the namespace that the kubelet uses.
     pub async fn ctr(&self, arguments: &[&str]) -> Ended {
+        self.ctr_in("k8s.io", arguments).await
+    }
+
+    async fn ctr_in(&self, namespace: &str, arguments: &[&str]) -> Ended {
         let mut command = SUITE.command("ctr", "containerd");
-        command.args(["--namespace", "k8s.io"]).args(arguments);
+        command.args(["--namespace", namespace]).args(arguments);
         self.machine.run(&command).await
     }
 }
