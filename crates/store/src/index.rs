@@ -18,6 +18,8 @@ mod members;
 mod partials;
 mod pins;
 mod rebuild;
+pub(crate) mod removal;
+mod rows;
 mod sharing;
 mod tags;
 #[cfg(test)]

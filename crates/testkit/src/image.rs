@@ -122,14 +122,7 @@ impl Image {
         if let Some(subject) = subject {
             manifest["subject"] = subject.manifest.descriptor();
         }
-        Self {
-            manifest: Content::json(media::OCI_MANIFEST, &manifest),
-            images: Vec::new(),
-            config: Some(config),
-            layers: vec![layer],
-            files: Vec::new(),
-            platform: (String::new(), String::new()),
-        }
+        Self::of_one_layer(&manifest, config, layer, ("", ""))
     }
 
     /// An OCI image for this machine's architecture, with one layer, that starts `entrypoint` as `user`
@@ -156,13 +149,22 @@ impl Image {
             "config": config.descriptor(),
             "layers": [layer.descriptor()],
         });
+        Self::of_one_layer(&manifest, config, layer, ("linux", architecture))
+    }
+
+    fn of_one_layer(
+        manifest: &Value,
+        config: Content,
+        layer: Content,
+        (os, architecture): (&str, &str),
+    ) -> Self {
         Self {
-            manifest: Content::json(media::OCI_MANIFEST, &manifest),
+            manifest: Content::json(media::OCI_MANIFEST, manifest),
             images: Vec::new(),
             config: Some(config),
             layers: vec![layer],
             files: Vec::new(),
-            platform: ("linux".to_owned(), architecture.to_owned()),
+            platform: (os.to_owned(), architecture.to_owned()),
         }
     }
 
