@@ -24,22 +24,35 @@ use crate::place::Place;
 /// The label of a node that names its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
 
-/// How long until a node is asked for again that could not be had.
+/// How long until a node, or a credential, is asked for again that could not be had.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// All replicas of all caches that nodes are to ask, followed until `stopping`. While the API server
 /// is away, those count that were there last.
 pub fn watched(client: Client, stopping: CancellationToken) -> watch::Receiver<Option<Vec<Place>>> {
     let (sender, receiver) = watch::channel(None);
+    let following = async move {
+        let mut client = client;
+        loop {
+            follow(client.clone(), &sender).await;
+            // A kubelet's certificate is another one now and then, and is read with the rest.
+            sleep(AGAIN).await;
+            match larder_k8s::connect().await {
+                Ok(new) => client = new,
+                Err(error) => warn!(error = &error as &dyn std::error::Error, "beginning anew"),
+            }
+        }
+    };
     tokio::spawn(async move {
         tokio::select! {
-            () = follow(client, &sender) => {}
+            () = following => {}
             () = stopping.cancelled() => {}
         }
     });
     receiver
 }
 
+/// Returns when the API server does not know us any more.
 async fn follow(client: Client, sender: &watch::Sender<Option<Vec<Place>>>) {
     let caches: Api<RegistryCache> = Api::all(client);
     let mut known = BTreeMap::new();
@@ -57,15 +70,29 @@ async fn follow(client: Client, sender: &watch::Sender<Option<Vec<Place>>>) {
             Ok(Some(Event::Delete(cache))) => drop(known.remove(&key(&cache))),
             Ok(None) => return,
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "watching the cluster's caches");
-                continue;
+                warn!(error = &error as &dyn std::error::Error, "watching the cluster's caches");
+                match is_unknown_to_it(&error) {
+                    true => return,
+                    false => continue,
+                }
             }
         }
         if listed.is_empty() {
             say(sender, &known);
         }
     }
+}
+
+/// Whether the API server has refused who asks, rather than what is asked.
+fn is_unknown_to_it(error: &watcher::Error) -> bool {
+    use watcher::Error;
+    let status = match error {
+        Error::InitialListFailed(kube::Error::Api(status))
+        | Error::WatchStartFailed(kube::Error::Api(status))
+        | Error::WatchError(status) => status,
+        _ => return false,
+    };
+    status.code == 401
 }
 
 /// The namespace and the name.
