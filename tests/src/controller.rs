@@ -37,6 +37,11 @@ impl Controller {
         Self { process, admin, _scratch: scratch }
     }
 
+    /// Where it answers the API server (`127.0.0.1:PORT`), if it was told to.
+    pub async fn webhook(&self) -> String {
+        self.process.announcement(Stream::Stdout, "webhook on https://").await
+    }
+
     /// The sum of the samples called `name` that have all of `labels`, now.
     ///
     /// # Panics

@@ -254,9 +254,7 @@ impl Cluster {
     ///
     /// If `address` is none; and for a cluster that was there before.
     pub fn expose(&mut self, address: &str) -> String {
-        let own = self.own.as_ref().expect("this cluster is ours");
-        let there = SocketAddr::from((control_plane::ADDRESS, 0));
-        let exposed = own.control_plane.wire().expose(there, address.parse().unwrap());
+        let exposed = self.lead_to(address.parse().unwrap());
         let host = exposed.address.to_string();
         self.exposed.push(exposed);
         host
@@ -275,6 +273,17 @@ impl Cluster {
     pub async fn restart_api_server(&self) {
         self.own.as_ref().expect("this cluster is ours").control_plane.restart_api_server();
         answers(&self.client()).await;
+    }
+
+    /// An address by which nodes, pods and the API server reach what listens on loopback at `address`.
+    ///
+    /// # Panics
+    ///
+    /// For a cluster that was there before.
+    pub fn lead_to(&self, address: SocketAddr) -> Forward {
+        let own = self.own.as_ref().expect("this cluster is ours");
+        let there = SocketAddr::from((control_plane::ADDRESS, 0));
+        own.control_plane.wire().expose(there, address)
     }
 
     /// A loopback address that leads to a pod's or a node's.

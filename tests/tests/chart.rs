@@ -54,6 +54,7 @@ async fn values_that_cannot_be_are_refused() {
         ("agent.apiServer=10.0.0.1", "apiServer"),
         ("controller.replicas=-1", "replicas"),
         ("typo=1", "typo"),
+        ("webhook.enabled=maybe", "enabled"),
         ("image.digest=latest", "digest"),
         ("caches.hub.volume.size=1Gi", "upstreams"),
     ] {
@@ -91,11 +92,15 @@ caches: {hub: {upstreams: [{upstream: docker.io}]}}
         "name: system:nodes",
         "kind: RegistryCache",
         "helm.sh/hook: pre-delete",
+        "resourceNames: [larder-webhook]",
+        "kubernetes.io/metadata.name: larder-system",
     ] {
         assert!(rendered.contains(part), "{part} is not in:\n{rendered}");
     }
     let without = template(&["--set", "agent.enabled=false"]).await.expect("helm template");
     assert!(!without.contains("DaemonSet"));
+    let without = template(&["--set", "webhook.enabled=false"]).await.expect("helm template");
+    assert!(!without.contains("webhook"), "{without}");
 }
 
 /// Nothing but the agent has more rights in a pod than the restricted standard gives.

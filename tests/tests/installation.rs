@@ -1,6 +1,10 @@
 //! From the chart to pods that are pulled through a cache, and back.
 
-#![allow(clippy::unwrap_used, reason = "these are tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "these are tests, which print their figures"
+)]
 
 use std::fs;
 use std::path::Path;

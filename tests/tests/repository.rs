@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "larder-registry",
         &["larder-api-types", "larder-core", "larder-process", "larder-store", "larder-upstream"],
     ),
-    ("larder-operator", &["larder-k8s", "larder-process"]),
+    ("larder-operator", &["larder-core", "larder-k8s", "larder-process"]),
     ("larder-api-types", &["larder-core"]),
     ("larder-store", &["larder-core"]),
     ("larder-upstream", &["larder-core"]),

@@ -14,7 +14,7 @@ use larder_agent::self_test::{self, Hop};
 use larder_agent::supervisor::Lock;
 use larder_agent::{Inherited, Overrides, Settings, source, supervisor, worker};
 use larder_process::shutdown::{self, Signals};
-use larder_process::{Announce, Health, Metrics, Start, logs};
+use larder_process::{Start, logs};
 use reqwest::Url;
 use rustls::crypto::aws_lc_rs;
 use tokio::runtime;
@@ -227,12 +227,7 @@ fn supervise(settings: Settings, flags: &Flags) -> anyhow::Result<()> {
         let node = flags.node_name.as_deref().unwrap_or("this node");
         tracing::info!("larder {version} is starting as the agent of {node}");
         check_runtimes(&settings);
-        let start = Start {
-            stopping: stopping.clone(),
-            health: Health::new(stopping.clone()),
-            metrics: Metrics::new("larder", version),
-            announce: Announce::new(move || say_where(addresses)),
-        };
+        let start = Start::new(version, &stopping, move || say_where(addresses));
         tokio::select! {
             biased;
             () = shutdown::second_signal(async || signals.next().await, &stopping) => {

@@ -1,15 +1,18 @@
 //! `larder controller`
 
+use std::collections::BTreeMap;
 use std::env;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
-use larder_operator::{Settings, WITHDRAWAL};
+use larder_operator::{Mistake, Settings, WITHDRAWAL, Webhook};
 use larder_process::shutdown::{self, Signals};
-use larder_process::{Announce, Health, Metrics, Start, logs};
+use larder_process::{Start, logs};
+use larder_registry::config::{self, Environment, Files, Overrides};
 use rustls::crypto::aws_lc_rs;
 use tokio::net::TcpListener;
 use tokio::runtime;
@@ -39,6 +42,16 @@ pub(crate) struct Controller {
     #[arg(long, value_name = "ADDRESS", env = "LARDER_ADMIN", hide_env_values = true)]
     #[arg(default_value = "127.0.0.1:5061", hide_default_value = true)]
     admin: SocketAddr,
+
+    /// Where to answer the API server, which asks before it takes a RegistryCache [default: nowhere]
+    #[arg(long, value_name = "ADDRESS", env = "LARDER_WEBHOOK_LISTEN", hide_env_values = true)]
+    webhook_listen: Option<SocketAddr>,
+
+    /// The ValidatingWebhookConfiguration that has the API server ask, and is told whom to trust
+    /// [default: larder-webhook]
+    #[arg(long, value_name = "NAME", env = "LARDER_WEBHOOK_CONFIGURATION", hide_env_values = true)]
+    #[arg(default_value = "larder-webhook", hide_default_value = true)]
+    webhook_configuration: String,
 
     /// The image that caches run: larder's own
     #[arg(long, value_name = "IMAGE", env = "LARDER_IMAGE", hide_env_values = true)]
@@ -114,9 +127,14 @@ pub(crate) fn run(command: &Controller) -> Result<(), Failure> {
 async fn control(command: &Controller, image: String) -> anyhow::Result<()> {
     let mut signals = Signals::listen().context("waiting for signals")?;
     let stopping = CancellationToken::new();
-    let admin = TcpListener::bind(command.admin).await;
-    let admin = admin.with_context(|| format!("listening on {}", command.admin))?;
-    let address = admin.local_addr().context("asking where we listen")?;
+    let (admin, address) = bind(command.admin).await?;
+    let webhook = match command.webhook_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let webhook_address = webhook.as_ref().map(|it| it.1);
+    let configuration = command.webhook_configuration.clone();
+    let webhook = webhook.map(|(tcp, _)| Webhook { tcp, configuration });
     let client = larder_k8s::connect().await?;
     let settings = Settings {
         namespace: namespace(command, &client),
@@ -126,21 +144,47 @@ async fn control(command: &Controller, image: String) -> anyhow::Result<()> {
         identity: command.identity.clone().unwrap_or_else(own_name),
         withdrawal: WITHDRAWAL,
         settling: command.ca_settling,
+        check,
     };
     let version = env!("CARGO_PKG_VERSION");
     info!("larder {version} is starting as the controller of {}", settings.namespace);
-    let start = Start {
-        stopping: stopping.clone(),
-        health: Health::new(stopping.clone()),
-        metrics: Metrics::new("larder", version),
-        announce: Announce::new(move || say_where(address)),
-    };
+    let start = Start::new(version, &stopping, move || say_where(address, webhook_address));
     tokio::select! {
         biased;
         () = shutdown::second_signal(async || signals.next().await, &stopping) => {
             Err(anyhow!("ended by a second signal, before what was being done had ended"))
         }
-        () = larder_operator::run(settings, client, start, admin) => Ok(()),
+        () = larder_operator::run(settings, client, start, admin, webhook) => Ok(()),
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let tcp = TcpListener::bind(address).await;
+    let tcp = tcp.with_context(|| format!("listening on {address}"))?;
+    let address = tcp.local_addr().context("asking where we listen")?;
+    Ok((tcp, address))
+}
+
+/// What `serve` says to a configuration of a cache.
+fn check(text: &str, files: &BTreeMap<String, String>) -> Vec<Mistake> {
+    let overrides = Overrides::default();
+    let files = &Given(files);
+    let environment = Environment { overrides, default_data: PathBuf::new(), files };
+    let mistakes = config::parse(text, "larder.toml", &environment).err().unwrap_or_default();
+    let mistake = |config::Mistake { key, what, advice, .. }| {
+        let what = advice.map_or(what.clone(), |advice| format!("{what}; {advice}"));
+        Mistake { key, what }
+    };
+    mistakes.into_iter().map(mistake).collect()
+}
+
+/// Files as they would be in a replica's pod.
+struct Given<'f>(&'f BTreeMap<String, String>);
+
+impl Files for Given<'_> {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let text = path.to_str().and_then(|path| self.0.get(path));
+        text.map(|it| it.clone().into_bytes()).ok_or(io::ErrorKind::NotFound.into())
     }
 }
 
@@ -166,11 +210,12 @@ fn own_name() -> String {
     named.unwrap_or_else(|| format!("larder-{}", std::process::id()))
 }
 
-/// Says on stdout where we serve. Others wait for this line.
-fn say_where(admin: SocketAddr) {
+/// Says on stdout where we serve. Others wait for these lines.
+fn say_where(admin: SocketAddr, webhook: Option<SocketAddr>) {
+    let mut lines = webhook.map(|it| format!("webhook on https://{it}\n")).unwrap_or_default();
+    lines.push_str(&format!("admin on http://{admin}\n"));
     let mut stdout = io::stdout().lock();
-    let line = format!("admin on http://{admin}\n");
-    if let Err(error) = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
+    if let Err(error) = stdout.write_all(lines.as_bytes()).and_then(|()| stdout.flush()) {
         warn!("saying on stdout where we listen: {error}");
     }
 }

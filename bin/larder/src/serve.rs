@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use clap::ArgMatches;
 use larder_process::shutdown::{self, Signals};
-use larder_process::{Announce, Health, Metrics, Start, logs};
+use larder_process::{Start, logs};
 use larder_registry::Reread;
 use larder_registry::config::{Config, Listener};
 use rustls::crypto::aws_lc_rs;
@@ -58,19 +58,14 @@ async fn serve(config: Config, reread: Reread) -> anyhow::Result<()> {
     let addresses = addresses.by_ref().collect::<io::Result<Vec<_>>>();
     let addresses = addresses.context("asking where we listen")?;
     let admin_address = admin.local_addr().context("asking where we listen")?;
-    let announce = Announce::new(move || say_where(scheme, &addresses, admin_address));
+    let announce = move || say_where(scheme, &addresses, admin_address);
 
     if let Err(error) = larder_process::files::raise_limit() {
         warn!(%error, "raising the limit of open files");
     }
     let version = env!("CARGO_PKG_VERSION");
     info!("larder {version} is starting; its store is {}", config.data.display());
-    let start = Start {
-        stopping: stopping.clone(),
-        health: Health::new(stopping.clone()),
-        metrics: Metrics::new("larder", version),
-        announce,
-    };
+    let start = Start::new(version, &stopping, announce);
     tokio::select! {
         biased;
         () = shutdown::second_signal(async || signals.next().await, &stopping) => {

@@ -154,6 +154,8 @@ pub struct Upstream {
     pub ttl: Option<String>,
 
     /// The most of the volume that its content may take. Default: all of it.
+    // No rule here: the API server counts what may be a number or text as three megabytes, times 128
+    // upstreams, which is eight times what a rule may cost. The webhook refuses what is no amount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<Quantity>,
 }

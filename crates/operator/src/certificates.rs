@@ -144,7 +144,7 @@ impl Certificates {
         let mut signing = match current.take().or_else(|| next.take()) {
             Some(pair) => pair,
             None => {
-                news.push("made an authority for the replicas' certificates");
+                news.push("made an authority for certificates");
                 authority(called, now, policy)?
             }
         };
@@ -159,7 +159,7 @@ impl Certificates {
         let leaf = match self.leaf.filter(|it| is_current(it, &signing, sans, now, policy)) {
             Some(leaf) => leaf,
             None => {
-                news.push("made a certificate for the replicas");
+                news.push("made a certificate");
                 leaf(called, &signing, sans, now, policy)?
             }
         };

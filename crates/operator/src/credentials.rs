@@ -12,6 +12,27 @@ use serde_json::{Value, json};
 
 use crate::render::Problem;
 
+/// The user of Google's registries whose password is the key of a service account.
+const JSON_KEY: &str = "_json_key";
+
+/// What such a key consists of. Anything else in it is a key of another kind, which those registries
+/// refuse, or none.
+///
+/// Source: Google's IAM, `keys.create`; Gardener's registry-cache allows the same.
+const SERVICE_ACCOUNT: [&str; 11] = [
+    "type",
+    "project_id",
+    "private_key_id",
+    "private_key",
+    "client_email",
+    "client_id",
+    "auth_uri",
+    "token_uri",
+    "auth_provider_x509_cert_url",
+    "client_x509_cert_url",
+    "universe_domain",
+];
+
 /// What Docker calls its Hub in its own files.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
@@ -48,7 +69,9 @@ pub(crate) fn login(upstream: &Upstream, secret: Option<&Secret>) -> Result<Logi
     let host = upstream.upstream.as_str();
     let name = upstream.secret_ref.as_ref().map(|it| it.name.as_str()).unwrap_or_default();
     let Some(secret) = secret else {
-        let what = format!("{host}: there is no secret `{name}`; it is asked without credentials");
+        let what = format!(
+            "{host}: there is no secret `{name}`; until there is, it is asked without credentials"
+        );
         return Err(Problem::new("SecretMissing", what));
     };
     let incomplete =
@@ -71,6 +94,40 @@ pub(crate) fn login(upstream: &Upstream, secret: Option<&Secret>) -> Result<Logi
             let entry = json!({"username": username, "password": password});
             Ok(Login::DockerConfig(docker_config(&docker_name(host), entry)))
         }
+    }
+}
+
+/// What is wrong with a password that is the key of a Google service account, if it is to be one. It
+/// is shown to the upstream all the same: whether it will do is for the upstream to say.
+pub(crate) fn doubt(upstream: &Upstream, secret: &Secret) -> Option<Problem> {
+    let data = secret.data.as_ref().filter(|it| !it.contains_key(".dockerconfigjson"))?;
+    (text(data, "username").ok()? == JSON_KEY).then_some(())?;
+    let what = not_a_service_account(&text(data, "password").ok()?)?;
+    let (host, name) = (&upstream.upstream, &upstream.secret_ref.as_ref()?.name);
+    let advice = "write the JSON file of a service account's key";
+    let what = format!(
+        "{host}: secret `{name}`: `username` is {JSON_KEY}, but `password` {what}; {advice}"
+    );
+    Some(Problem::new("SecretIncomplete", what))
+}
+
+/// Why `key` is not that of a service account. Shows nothing of it.
+fn not_a_service_account(key: &str) -> Option<String> {
+    let Ok(Value::Object(fields)) = serde_json::from_str(key) else {
+        return Some("is not JSON".to_owned());
+    };
+    if fields.get("type").and_then(Value::as_str) != Some("service_account") {
+        return Some("has another `type` than service_account".to_owned());
+    }
+    let is_there =
+        |name: &&&str| fields.get(**name).and_then(Value::as_str).is_some_and(|it| !it.is_empty());
+    if let Some(missing) = ["client_email", "private_key"].iter().find(|it| !is_there(it)) {
+        return Some(format!("has no `{missing}`"));
+    }
+    // How many, not which: it may be anything.
+    match fields.keys().filter(|it| !SERVICE_ACCOUNT.contains(&it.as_str())).count() {
+        0 => None,
+        n => Some(format!("has {n} fields that no such key has")),
     }
 }
 
@@ -200,12 +257,38 @@ mod tests {
         assert!(!format!("{login:?}").contains("hush"));
     }
 
-    fn read(host: &str, given: &[(&str, &str)]) -> Result<Login, Problem> {
+    #[test]
+    fn the_key_of_a_service_account_is_one() {
+        let key = r#"{"type": "service_account", "client_email": "a@b", "private_key": "hush"}"#;
+        let with = |from: &str, to: &str| key.replace(from, to);
+        for (password, what) in [
+            ("hush".to_owned(), "is not JSON"),
+            ("[\"hush\"]".to_owned(), "is not JSON"),
+            (with("service_account", "external_account"), "has another `type`"),
+            (with("private_key", "hush"), "has no `private_key`"),
+            (with("a@b", ""), "has no `client_email`"),
+            (with("{", r#"{"hush": 1, "#), "has 1 fields that no such key has"),
+        ] {
+            let given = [("username", JSON_KEY), ("password", &password)];
+            let doubt = doubt(&upstream("gcr.io"), &secret(&given)).unwrap().message;
+            assert!(doubt.contains(what) && !doubt.contains("hush"), "{doubt}");
+        }
+        let user = |user, password| {
+            doubt(&upstream("gcr.io"), &secret(&[("username", user), ("password", password)]))
+        };
+        assert_eq!(user(JSON_KEY, key), None);
+        assert_eq!(user("robot", "hush"), None);
+    }
+
+    fn secret(given: &[(&str, &str)]) -> Secret {
         let data = given
             .iter()
             .map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())));
-        let secret = Secret { data: Some(data.collect()), ..Secret::default() };
-        login(&upstream(host), Some(&secret))
+        Secret { data: Some(data.collect()), ..Secret::default() }
+    }
+
+    fn read(host: &str, given: &[(&str, &str)]) -> Result<Login, Problem> {
+        login(&upstream(host), Some(&secret(given)))
     }
 
     fn upstream(host: &str) -> Upstream {

@@ -7,6 +7,7 @@
 //!              └── removal: a cache that is deleted
 //! lease ── one of several controllers acts
 //! nodes ── new nodes wait for their agent
+//! webhook ── the API server asks before it takes a cache
 //! ```
 //!
 //! - [`Settings`]: what it is told;
@@ -41,8 +42,11 @@ mod status;
 mod storage;
 mod usage;
 mod volumes;
+mod webhook;
 
 pub use kube::Client;
 pub use removal::remove_all;
+pub use render::check::{ConfigCheck, Mistake};
 pub use run::run;
 pub use settings::{Settings, WITHDRAWAL};
+pub use webhook::Webhook;

@@ -15,6 +15,7 @@ pub(crate) struct Metrics {
     seconds: Histogram,
     leads: Gauge,
     freed: Counter,
+    reviews: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 impl Default for Metrics {
@@ -24,6 +25,7 @@ impl Default for Metrics {
             seconds: Histogram::new([0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]),
             leads: Gauge::default(),
             freed: Counter::default(),
+            reviews: Family::default(),
         }
     }
 }
@@ -36,7 +38,7 @@ pub(crate) struct Timer<'a>(&'a Histogram, Instant);
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        let Self { turns, seconds, leads, freed } = &metrics;
+        let Self { turns, seconds, leads, freed, reviews } = &metrics;
         registry.register("controller_reconciles", "Turns taken for caches", turns.clone());
         registry.register("controller_reconcile_seconds", "How long a turn takes", seconds.clone());
         registry.register(
@@ -49,6 +51,7 @@ impl Metrics {
             "Nodes that were freed of larder.dev/not-ready",
             freed.clone(),
         );
+        registry.register("webhook_reviews", "Changes that were asked about", reviews.clone());
         metrics
     }
 
@@ -63,6 +66,11 @@ impl Metrics {
 
     pub(crate) fn leads(&self, leads: bool) {
         self.leads.set(leads.into());
+    }
+
+    /// `outcome`: what came of what the API server asked.
+    pub(crate) fn reviewed(&self, outcome: &'static str) {
+        self.reviews.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     pub(crate) fn freed(&self) {

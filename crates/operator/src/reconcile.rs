@@ -26,13 +26,13 @@ use crate::apply::{self, ApplyError, Writer};
 use crate::certificates::{MakeError, Policy};
 use crate::conflict::Taken;
 use crate::context::Context;
-use crate::credentials::{Login, login};
+use crate::credentials::{Login, doubt, login};
 use crate::facts::Facts;
 use crate::names::{FILES, FINALIZER, GROWN, MANAGER, Names, hash};
 use crate::render::config::{Config, Known};
 use crate::render::replicas::{self, Template};
 use crate::render::services::{self, Place};
-use crate::render::{Problem, Scope, extras, files};
+use crate::render::{Problem, Scope, check, extras, files};
 use crate::storage::Storage;
 use crate::{removal, secrets, status, volumes};
 
@@ -262,10 +262,12 @@ impl Turn<'_> {
         let mut logins = BTreeMap::new();
         for upstream in &self.scope.cache.spec.upstreams {
             let Some(named) = &upstream.secret_ref else { continue };
-            match login(upstream, self.facts.secrets.get(&named.name)) {
+            let secret = self.facts.secrets.get(&named.name);
+            match login(upstream, secret) {
                 Ok(login) => drop(logins.insert(upstream.upstream.clone(), login)),
                 Err(problem) => self.problems.push(problem),
             }
+            self.problems.extend(secret.and_then(|it| doubt(upstream, it)));
         }
         logins
     }
@@ -275,7 +277,8 @@ impl Turn<'_> {
         let logins = self.logins();
         let known = Known { places: &self.places, logins: &logins, storage };
         let config = Config::render(self.scope, &known);
-        self.problems.extend(config.problems.iter().cloned());
+        let check = self.context.settings.check;
+        self.problems.extend(check::problems(self.scope, &logins, storage, check));
         let peers = services::peers(self.scope, &self.places);
         self.apply_files(files::config(self.scope, &config, &peers)).await?;
         self.apply_files(files::credentials(self.scope, &config)).await?;

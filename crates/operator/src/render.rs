@@ -1,12 +1,13 @@
 //! What a cache is made of: the objects that are applied, from the resource and from what is known of
 //! the cluster. Nothing here asks anybody.
 //!
-//! - [`config`]: what replicas are told;
+//! - [`config`]: what replicas are told; [`check`]: what they would say to it;
 //! - [`files`]: the ConfigMap and the secrets that they are told by;
 //! - [`services`]: where they are reached;
 //! - [`replicas`]: the replicas themselves, and who may disturb them;
 //! - [`extras`]: what only some clusters have.
 
+pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod extras;
 pub(crate) mod files;
@@ -31,11 +32,18 @@ pub(crate) struct Problem {
     pub reason: &'static str,
     /// What is wrong and what to do about it, without secrets.
     pub message: String,
+    /// Where in the spec, as in `upstreams[0].quota`; empty if it is not there.
+    pub field: String,
 }
 
 impl Problem {
     pub(crate) fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: message.into(), field: String::new() }
+    }
+
+    /// The same, with what stands at `field` of the spec.
+    pub(crate) fn at(self, field: impl Into<String>) -> Self {
+        Self { field: field.into(), ..self }
     }
 }
 

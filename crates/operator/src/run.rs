@@ -30,6 +30,7 @@ use crate::names::{INSTANCE, Names};
 use crate::nodes;
 use crate::reconcile::{ReconcileError, reconcile};
 use crate::settings::Settings;
+use crate::webhook::{self, Webhook};
 
 /// How long after a turn that failed the next one begins: about as long as an API server takes to
 /// start again.
@@ -42,20 +43,35 @@ const CONCURRENCY: u16 = 8;
 const LAST_TURNS: Duration = Duration::from_secs(10);
 
 /// Acts while no other controller does, until `start.stopping`. Metrics and health are served on
-/// `admin_listener`.
+/// `admin_listener`, and the API server's questions by `webhook`, whether it acts or not.
 pub async fn run(
     settings: Settings,
     client: Client,
     mut start: Start,
     admin_listener: TcpListener,
+    webhook: Option<Webhook>,
 ) {
     let component = start.health.component("controller");
+    let asked = webhook.as_ref().map(|_| start.health.component("webhook"));
     let metrics = Metrics::register(start.metrics.registry());
     let router = admin::router(start.health, start.metrics);
     let admin_stopping = CancellationToken::new();
     let limits = Limits { drain: Duration::from_secs(2), ..Limits::default() };
     let served = admin::serve(admin_listener, router, admin_stopping.clone(), limits);
     let served = tokio::spawn(served);
+    let answered = webhook.zip(asked).map(|(webhook, component)| {
+        let (client, metrics) = (client.clone(), metrics.clone());
+        // To the end, as the API server asks here until it has heard that this one ends.
+        let stopping = admin_stopping.clone();
+        tokio::spawn(webhook::serve(
+            webhook,
+            client,
+            settings.clone(),
+            metrics,
+            component,
+            stopping,
+        ))
+    });
     start.announce.now();
 
     let stopping = start.stopping;
@@ -77,6 +93,9 @@ pub async fn run(
     elector.release().await;
     admin_stopping.cancel();
     let _ = served.await;
+    if let Some(answered) = answered {
+        let _ = answered.await;
+    }
 }
 
 /// Acts, until the lease is lost or the process is to stop.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::render::check::ConfigCheck;
+
 /// How long agents have to stop asking a cache that is to go: they hear of it at once, and write a
 /// file or two.
 pub const WITHDRAWAL: Duration = Duration::from_secs(10);
@@ -23,4 +25,6 @@ pub struct Settings {
     pub withdrawal: Duration,
     /// How long a new authority is told about before it signs, if not as long as usual.
     pub settling: Option<Duration>,
+    /// What `larder serve` says to a configuration.
+    pub check: ConfigCheck,
 }

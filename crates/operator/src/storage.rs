@@ -29,6 +29,10 @@ impl fmt::Debug for Storage {
 const PASSWORD: &str = "index-password";
 const KEYS: &str = "aws";
 
+/// Where the spec names the secrets.
+pub(crate) const KEYS_FIELD: &str = "storage.s3.secretRef";
+pub(crate) const DATABASE_FIELD: &str = "storage.postgresql.secretRef";
+
 // === impl Storage ===
 
 impl Storage {
@@ -47,18 +51,18 @@ impl Storage {
         let keys = match &s3.secret_ref {
             None => None,
             Some(named) => {
-                let text = |key| text(&named.name, keys, key);
+                let text = |key| text(&named.name, keys, key).map_err(|it| it.at(KEYS_FIELD));
                 let (id, secret) = (text("AWS_ACCESS_KEY_ID")?, text("AWS_SECRET_ACCESS_KEY")?);
                 Some(format!(
                     "[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n"
                 ))
             }
         };
-        let (index, password) = without_password(&text(database_name, database, "url")?)
-            .ok_or_else(|| {
-                let what = format!("secret `{database_name}`: `url` must be as in postgres://USER:PASSWORD@HOST:5432/NAME");
-                Problem::new("SecretIncomplete", what)
-            })?;
+        let url = text(database_name, database, "url").map_err(|it| it.at(DATABASE_FIELD))?;
+        let (index, password) = without_password(&url).ok_or_else(|| {
+            let what = format!("secret `{database_name}`: `url` must be as in postgres://USER:PASSWORD@HOST:5432/NAME");
+            Problem::new("SecretIncomplete", what).at(DATABASE_FIELD)
+        })?;
         let mut bucket = Table::new();
         let texts = [
             ("bucket", Some(&s3.bucket)),

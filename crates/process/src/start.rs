@@ -20,6 +20,23 @@ pub struct Start {
     pub announce: Announce,
 }
 
+impl Start {
+    /// Of a process of this version, with nothing registered; `announce` is what happens when it
+    /// serves.
+    pub fn new(
+        version: &'static str,
+        stopping: &CancellationToken,
+        announce: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        Self {
+            stopping: stopping.clone(),
+            health: Health::new(stopping.clone()),
+            metrics: Metrics::new("larder", version),
+            announce: Announce::new(announce),
+        }
+    }
+}
+
 /// Says that the process serves now. Can be said once; dropped, it is never said.
 pub struct Announce(Box<dyn FnOnce() + Send>);
 

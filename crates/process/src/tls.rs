@@ -169,6 +169,30 @@ impl fmt::Debug for ServerCertificate {
     }
 }
 
+/// The certificate that a server shows, which it is given while it runs, and again whenever there is
+/// another one. Before the first, handshakes fail.
+#[derive(Default)]
+pub struct GivenCertificate(RwLock<Option<Arc<CertifiedKey>>>);
+
+impl GivenCertificate {
+    /// Connections from now on are shown this one.
+    pub fn give(&self, certified: CertifiedKey) {
+        *self.0.write() = Some(Arc::new(certified));
+    }
+}
+
+impl ResolvesServerCert for GivenCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.read().clone()
+    }
+}
+
+impl fmt::Debug for GivenCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GivenCertificate").finish_non_exhaustive()
+    }
+}
+
 /// The certificate's file and the key's. `None`: there is no such file.
 type Versions = [Option<Version>; 2];
 
@@ -200,7 +224,7 @@ impl Version {
 
 /// How a server of ours speaks TLS 1.2 and 1.3: with `certificate`, offering HTTP/2 first, then
 /// HTTP/1.1, and asking clients for no certificate.
-pub fn server_config(certificate: Arc<ServerCertificate>) -> Arc<ServerConfig> {
+pub fn server_config(certificate: Arc<impl ResolvesServerCert + 'static>) -> Arc<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("the provider has the cipher suites of TLS 1.2 and 1.3")

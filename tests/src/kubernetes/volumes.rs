@@ -64,9 +64,7 @@ impl Provisioner {
             while changes.next().await.is_some() {
                 // Whatever fails because something has changed, or because the API server is away, is
                 // heard of again.
-                if let Err(error) = look(&client, &folder).await {
-                    println!("volumes: {error}");
-                }
+                let _ = look(&client, &folder).await;
             }
         }))
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use larder_core::address::HostPattern;
 use larder_k8s::cache::{Access, Upstream};
 use larder_k8s::quantity;
 use toml::{Table, Value};
@@ -67,13 +68,24 @@ impl Config {
         config.fix(scope, known);
         let spec = &scope.cache.spec;
         let ttl = spec.garbage_collection.as_ref().and_then(|it| it.ttl.as_deref());
-        if let Some(ttl) = config.duration("garbageCollection.ttl", ttl.unwrap_or(DEFAULT_TTL)) {
+        let field = "garbageCollection.ttl";
+        if let Some(ttl) = config.duration(field, field, ttl.unwrap_or(DEFAULT_TTL)) {
             config.live.insert("ttl".to_owned(), ttl);
         }
         let mut upstreams = Table::new();
-        for upstream in &spec.upstreams {
-            let login = known.logins.get(&upstream.upstream);
-            if let Some(table) = config.upstream(upstream, login) {
+        let mut seen = BTreeMap::new();
+        for (index, upstream) in spec.upstreams.iter().enumerate() {
+            let host = &upstream.upstream;
+            let field = format!("upstreams[{index}]");
+            if let Some((first, name)) = seen.insert(called(host), (index, host)) {
+                let what = format!(
+                    "{host}: is another name of {name}, which is upstreams[{first}] already; put both into one"
+                );
+                config.problems.push(Problem::new("SpecInvalid", what).at(field));
+                continue;
+            }
+            let login = known.logins.get(host);
+            if let Some(table) = config.upstream(&field, upstream, login) {
                 upstreams.insert(upstream.upstream.clone(), table.into());
             }
         }
@@ -129,13 +141,19 @@ impl Config {
         self.fixed.extend(fixed.into_iter().map(|(key, value)| (key.to_owned(), value)));
     }
 
-    fn upstream(&mut self, upstream: &Upstream, login: Option<&Login>) -> Option<Table> {
+    /// `field` is where `upstream` stands in the spec.
+    fn upstream(
+        &mut self,
+        field: &str,
+        upstream: &Upstream,
+        login: Option<&Login>,
+    ) -> Option<Table> {
         let host = &upstream.upstream;
         if upstream.access == Some(Access::Caller) {
             let what = format!(
                 "{host}: access `caller` is not in this version, so it is not served; write `shared`, or keep it out of the cache"
             );
-            self.problems.push(Problem::new("NotSupported", what));
+            self.problems.push(Problem::new("NotSupported", what).at(format!("{field}.access")));
             return None;
         }
         let mut table = Table::new();
@@ -148,17 +166,23 @@ impl Config {
                 let what = format!(
                     "{host}: each of its hosts is asked at https://HOST; remove remoteURL and mirrors"
                 );
-                self.problems.push(Problem::new("SpecInvalid", what));
+                let key = if upstream.remote_url.is_some() { "remoteURL" } else { "mirrors" };
+                self.problems.push(Problem::new("SpecInvalid", what).at(format!("{field}.{key}")));
             }
             (false, false) => drop(set("urls", urls.clone().into())),
         }
         if let Some(freshness) = &upstream.freshness
-            && let Some(duration) = self.duration(&format!("{host}: freshness"), freshness)
+            && let Some(duration) = self.duration(
+                &format!("{field}.freshness"),
+                &format!("{host}: freshness"),
+                freshness,
+            )
         {
             set("freshness", duration);
         }
         if let Some(ttl) = &upstream.ttl
-            && let Some(duration) = self.duration(&format!("{host}: ttl"), ttl)
+            && let Some(duration) =
+                self.duration(&format!("{field}.ttl"), &format!("{host}: ttl"), ttl)
         {
             set("ttl", duration);
         }
@@ -166,8 +190,12 @@ impl Config {
             match quantity::bytes(&quota.0).filter(|it| *it >= 1.0) {
                 Some(bytes) => drop(set("quota", Value::Integer(bytes as i64))),
                 None => {
-                    let what = format!("{host}: quota `{}` is no amount of bytes", quota.0);
-                    self.problems.push(Problem::new("SpecInvalid", what));
+                    let what = format!(
+                        "{host}: quota `{}` is no amount of bytes; write it as in 100Gi",
+                        quota.0
+                    );
+                    let problem = Problem::new("SpecInvalid", what);
+                    self.problems.push(problem.at(format!("{field}.quota")));
                 }
             }
         }
@@ -189,7 +217,8 @@ impl Config {
                 let what = format!(
                     "{host}: its password would be sent without encryption, so it is asked without; write https:// in remoteURL and mirrors, or set insecureSkipVerify"
                 );
-                self.problems.push(Problem::new("CredentialsUnencrypted", what));
+                let problem = Problem::new("CredentialsUnencrypted", what);
+                self.problems.push(problem.at(format!("{field}.secretRef")));
             }
             Some(login) => drop(set("credentials", self.credentials_of(host, login).into())),
         }
@@ -212,18 +241,24 @@ impl Config {
         table
     }
 
-    fn duration(&mut self, what: &str, text: &str) -> Option<Value> {
+    /// `field` is where it stands in the spec, and `what` what it is called.
+    fn duration(&mut self, field: &str, what: &str, text: &str) -> Option<Value> {
         match duration(text) {
             Some(duration) => Some(format!("{}ms", duration.as_millis()).into()),
             None => {
                 let what = format!(
                     "{what}: `{text}` is no duration of at most a year; write it as in 90s or 168h"
                 );
-                self.problems.push(Problem::new("SpecInvalid", what));
+                self.problems.push(Problem::new("SpecInvalid", what).at(field));
                 None
             }
         }
     }
+}
+
+/// By what name an upstream is known to a cache, which has several for Docker Hub.
+fn called(host: &str) -> String {
+    host.parse().map_or_else(|_| host.to_owned(), |it: HostPattern| it.as_str().to_owned())
 }
 
 /// A duration as Go writes it.
