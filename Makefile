@@ -4,6 +4,7 @@
 #   make check       only what needs no peer: format, lints, documentation
 #   make test-full   the same with the release build, many more crashes, a longer soak, all peers,
 #                    licences, and fuzzing
+#   make images      the programs of images for every architecture, run under an emulator
 #   make fuzz        every fuzz target for FUZZ_SECONDS, by nightly Rust
 #   make audit       licences, banned crates, and known vulnerabilities (asks the network)
 #   make bench       measures a release build against its peers
@@ -27,7 +28,7 @@ export LARDER_SOAK_SECONDS ?= 60
 # How long each fuzz target runs, in seconds of one processor.
 export FUZZ_SECONDS ?= 600
 
-.PHONY: check test test-full fuzz bench test-deps tools deny fmt lint doc build test-crates licences audit
+.PHONY: check test test-full images fuzz bench test-deps tools deny fmt lint doc build test-crates licences audit
 
 test: test-deps check build test-crates
 
@@ -66,7 +67,17 @@ test-full: test-deps check licences
 	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 LARDER_SHARED_ROUNDS=20 \
 		LARDER_SOAK_SECONDS=600 \
 		cargo test --locked --workspace --no-fail-fast
+	$(MAKE) images
 	$(MAKE) fuzz
+
+# The programs of images, for every architecture, run under an emulator where it is another one.
+ARCHITECTURES ?= amd64 arm64 ppc64le
+ZIG := $(dir $(CARGO_TARGET_DIR))zig
+images: test-deps
+	cargo zigbuild --help >/dev/null 2>&1 || cargo install --locked cargo-zigbuild
+	[ -x "$(ZIG)/bin/python-zig" ] || { python3 -m venv "$(ZIG)" && "$(ZIG)/bin/pip" install --quiet ziglang; }
+	CARGO_ZIGBUILD_ZIG_PATH="$(ZIG)/bin/python-zig" scripts/image-programs $(ARCHITECTURES)
+	scripts/try-image-programs $(ARCHITECTURES)
 
 # Our code is safe Rust, so that a sanitizer would only cost time.
 FUZZ := cargo +nightly fuzz

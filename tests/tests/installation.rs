@@ -119,9 +119,17 @@ async fn a_cluster_pulls_by_what_the_chart_installs_and_is_as_before_without_it(
     // From nothing to a pod.
     let begin = Instant::now();
     let api_server = format!("agent.apiServer={}", scene.cluster.api_server());
-    let values = ["taintNewNodes=true", &api_server];
+    let cache = |rest: &str| format!("caches.{CACHE}.{rest}");
+    let values = [
+        "taintNewNodes=true",
+        &api_server,
+        &cache(&format!("upstreams[0].upstream={HOST}")),
+        &cache(&format!("upstreams[0].remoteURL={}", scene.registry)),
+        // Two replicas, which outlive the node of one of them.
+        &cache("highAvailability.enabled=true"),
+        &cache("volume.size=1Gi"),
+    ];
     let larder = Installation::by_chart(&scene.cluster, &values).await;
-    larder.apply(CACHE, spec(&scene.registry)).await;
     for node in scene.cluster.nodes() {
         larder.is_used(node, HOST).await;
     }
@@ -242,15 +250,6 @@ async fn lose_a_replica(scene: &Scene, larder: &Installation) {
     assert_eq!(metrics::sum(&page, "larder_agent_resumed_total", &from), 1.0, "{page}");
     assert_eq!(scene.upstream.count(|it| it.path.contains("/blobs/")), 0);
     larder.settles(CACHE).await;
-}
-
-/// Two replicas, which outlive the node of one of them.
-fn spec(registry: &str) -> Value {
-    json!({
-        "upstreams": [{"upstream": HOST, "remoteURL": registry}],
-        "highAvailability": {"enabled": true},
-        "volume": {"size": "1Gi"},
-    })
 }
 
 /// Returns once a pull on the first node is by the cache, and says how long that took.

@@ -5,7 +5,7 @@
 //! worker writes a line of JSON every [`PERIOD`]; the supervisor writes nothing, and when it is gone
 //! the worker reads the end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use crate::counts::Sum;
 
@@ -30,6 +31,9 @@ pub(crate) struct Beat {
     /// before, as long as nobody has said where a cache is.
     #[serde(default)]
     pub(crate) hosts: Option<BTreeSet<String>>,
+    /// Where those of [`Self::hosts`] are that are elsewhere than their name says.
+    #[serde(default)]
+    pub(crate) urls: BTreeMap<String, Url>,
     /// All that it has counted.
     pub(crate) counted: Sum,
 }

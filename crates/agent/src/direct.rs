@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use tracing::debug;
 use url::Url;
 
+use crate::replicas::Replicas;
+
 /// The most upstreams that are remembered; a node pulls from a few.
 const MAX_CLIENTS: usize = 32;
 
@@ -22,10 +24,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Who can be asked.
-#[derive(Default)]
 pub(crate) struct Direct {
     urls: BTreeMap<String, Url>,
-    clients: Mutex<HashMap<Host, Client>>,
+    replicas: Replicas,
+    clients: Mutex<HashMap<(Host, Url), Client>>,
 }
 
 /// Where upstreams are that are not where their name says.
@@ -37,9 +39,10 @@ pub(crate) fn default_url(host: &str) -> String {
 }
 
 impl Direct {
-    /// `urls`: where the upstreams are that are elsewhere than their name says.
-    pub(crate) fn new(urls: BTreeMap<String, Url>) -> Self {
-        Self { urls, clients: Mutex::default() }
+    /// `urls`: where the upstreams are that are elsewhere than their name says, before what is known
+    /// with `replicas`.
+    pub(crate) fn new(urls: BTreeMap<String, Url>, replicas: Replicas) -> Self {
+        Self { urls, replicas, clients: Mutex::default() }
     }
 
     /// The bytes of a blob from `start` to `last`, included. `None`: they cannot be had.
@@ -62,17 +65,19 @@ impl Direct {
     }
 
     fn client(&self, host: &Host) -> Option<Client> {
-        let mut clients = self.clients.lock();
-        if let Some(client) = clients.get(host) {
-            return Some(client.clone());
-        }
         let configured = self.urls.get(host.as_str()).cloned();
+        let configured = configured.or_else(|| self.replicas.url_of(host));
         // Whoever pulls can name any host, so that it is only asked where everybody may.
         let reach = match configured {
             Some(_) => Reach::Anywhere,
             None => Reach::Public { besides: Vec::new() },
         };
         let url = configured.or_else(|| default_url(host.as_str()).parse().ok())?;
+        let key = (host.clone(), url.clone());
+        let mut clients = self.clients.lock();
+        if let Some(client) = clients.get(&key) {
+            return Some(client.clone());
+        }
         let settings = Settings {
             host: host.clone(),
             urls: vec![url],
@@ -91,7 +96,7 @@ impl Direct {
         if clients.len() >= MAX_CLIENTS {
             clients.clear();
         }
-        clients.insert(host.clone(), client.clone());
+        clients.insert(key, client.clone());
         Some(client)
     }
 }

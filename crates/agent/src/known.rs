@@ -86,7 +86,8 @@ mod tests {
         let address = Some("10.0.0.1:5000".parse().unwrap());
         let (zone, ca) = (Some("a".to_owned()), Some("PEM".to_owned()));
         let hosts = vec!["docker.io".to_owned()];
-        let places = vec![Place { url, address, peer: None, zone, ca, hosts }];
+        let urls = [("docker.io".to_owned(), "https://10.0.0.2".parse().unwrap())].into();
+        let places = vec![Place { url, address, peer: None, zone, ca, hosts, urls }];
         known.write(places.clone()).await;
         known.write(Vec::new()).await;
         assert_eq!(known.read().await, places);

@@ -14,10 +14,12 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use larder_k8s::RegistryCache;
+use larder_k8s::cache::Upstream;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use url::Url;
 
 use crate::place::Place;
 
@@ -117,6 +119,11 @@ fn places_of(cache: &RegistryCache) -> Vec<Place> {
     };
     let hosts: Vec<String> =
         cache.spec.upstreams.iter().map(|upstream| upstream.upstream.clone()).collect();
+    let url = |upstream: &Upstream| {
+        let url = upstream.remote_url.as_ref()?.parse().ok()?;
+        Some((upstream.upstream.clone(), url))
+    };
+    let urls: BTreeMap<String, Url> = cache.spec.upstreams.iter().filter_map(url).collect();
     let mut places = Vec::new();
     for endpoint in &status.endpoints {
         let url = match endpoint.url.parse() {
@@ -133,6 +140,7 @@ fn places_of(cache: &RegistryCache) -> Vec<Place> {
             zone: endpoint.zone.clone(),
             ca: status.ca_bundle.clone(),
             hosts: hosts.clone(),
+            urls: urls.clone(),
         });
     }
     places
@@ -161,7 +169,7 @@ pub async fn zone_of(client: Client, node: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use larder_k8s::cache::{Endpoint, Upstream};
+    use larder_k8s::cache::Endpoint;
     use larder_k8s::{RegistryCacheSpec, RegistryCacheStatus};
 
     use super::*;
@@ -169,7 +177,9 @@ mod tests {
     #[test]
     fn a_cache_is_asked_where_its_status_says_and_for_its_upstreams_while_it_is_mirrored() {
         let upstream = |name: &str| Upstream { upstream: name.to_owned(), ..Upstream::default() };
-        let upstreams = vec![upstream("docker.io"), upstream("*.gcr.io")];
+        let remote_url = Some("https://10.0.0.2:8443".to_owned());
+        let upstreams =
+            vec![Upstream { remote_url, ..upstream("docker.io") }, upstream("*.gcr.io")];
         let spec = RegistryCacheSpec { upstreams, ..RegistryCacheSpec::default() };
         let mut cache = RegistryCache::new("cache", spec);
         assert_eq!(places_of(&cache), []);
@@ -190,6 +200,8 @@ mod tests {
         assert_eq!(places[0].name(), "https://10.0.0.1:30001");
         assert_eq!(places[0].known_as(), "https://10.244.0.7:5000");
         assert_eq!(places[0].hosts, ["docker.io", "*.gcr.io"]);
+        let (host, url) = places[0].urls.first_key_value().unwrap();
+        assert_eq!((host.as_str(), url.as_str()), ("docker.io", "https://10.0.0.2:8443/"));
         assert_eq!((places[0].zone.as_deref(), places[0].ca.as_deref()), (Some("a"), Some("PEM")));
         cache.status.as_mut().unwrap().mirrored = false;
         assert_eq!(places_of(&cache), []);

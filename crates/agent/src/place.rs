@@ -1,5 +1,6 @@
 //! Where a replica is, and what it is asked for.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use larder_core::Host;
@@ -29,6 +30,9 @@ pub struct Place {
     /// is one of all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
+    /// Where those of [`Self::hosts`] are that are elsewhere than their name says.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub urls: BTreeMap<String, Url>,
 }
 
 impl Place {
@@ -81,7 +85,8 @@ mod tests {
         let has = |hosts: &[&str], host: &str| {
             let hosts = hosts.iter().map(|&it| it.to_owned()).collect();
             let url = "http://10.0.0.1:1".parse().unwrap();
-            let place = Place { url, address: None, peer: None, zone: None, ca: None, hosts };
+            let (address, peer, zone, ca, urls) = (None, None, None, None, BTreeMap::new());
+            let place = Place { url, address, peer, zone, ca, hosts, urls };
             place.scope().has(&host.parse().unwrap())
         };
         assert!(has(&[], "any.io"));

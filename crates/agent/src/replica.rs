@@ -344,7 +344,7 @@ mod tests {
             let address = address.map(|it| it.parse().unwrap());
             let url = url.parse().unwrap();
             let (peer, zone, ca, hosts) = (None, None, None, Vec::new());
-            let place = Place { url, address, peer, zone, ca, hosts };
+            let place = Place { url, address, peer, zone, ca, hosts, urls: Default::default() };
             let replica = Replica::new(place, "me").unwrap();
             assert_eq!(replica.is_overheard(), is_overheard, "{} {address:?}", replica.name());
         }

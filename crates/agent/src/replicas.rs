@@ -1,6 +1,6 @@
 //! All replicas that are known, and whom a request is for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +9,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use url::Url;
 
 use crate::known::LastKnown;
 use crate::place::Place;
@@ -84,6 +85,18 @@ impl Replicas {
         self.0.is_said.load(Ordering::Relaxed).then_some(())?;
         let members = self.0.members.read();
         Some(members.iter().flat_map(|it| it.place().hosts.iter().cloned()).collect())
+    }
+
+    /// Where the registries are that are elsewhere than their name says.
+    pub(crate) fn urls(&self) -> BTreeMap<String, Url> {
+        let members = self.0.members.read();
+        members.iter().flat_map(|it| it.place().urls.clone()).collect()
+    }
+
+    /// Where the registry `host` is, if that is elsewhere than its name says.
+    pub(crate) fn url_of(&self, host: &Host) -> Option<Url> {
+        let members = self.0.members.read();
+        members.iter().find_map(|it| it.place().urls.get(host.as_str()).cloned())
     }
 
     /// How many are known, and how many of them are there.
@@ -211,6 +224,7 @@ mod tests {
     fn place(n: u8, zone: Option<&str>) -> Place {
         let url = format!("http://127.0.0.{n}:1").parse().unwrap();
         let zone = zone.map(str::to_owned);
-        Place { url, address: None, peer: None, zone, ca: None, hosts: Vec::new() }
+        let (address, peer, ca, hosts) = (None, None, None, Vec::new());
+        Place { url, address, peer, zone, ca, hosts, urls: BTreeMap::new() }
     }
 }

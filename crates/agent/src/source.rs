@@ -4,6 +4,7 @@
 //! so is the file of an authority.
 //! Names are looked up again and again; whoever needs no DNS writes addresses.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -160,6 +161,7 @@ async fn places_of(cache: &Cache) -> std::io::Result<Vec<Place>> {
         zone: cache.zone.clone(),
         ca: ca.clone(),
         hosts: Vec::new(),
+        urls: BTreeMap::new(),
     };
     match named(&cache.url) {
         None => Ok(vec![place(None)]),

@@ -298,7 +298,8 @@ impl Supervisor {
             },
             _ => self.cache.ready(),
         }
-        let now = Works { is_working: beat.live > 0, hosts: beat.hosts.clone() };
+        let (hosts, urls) = (beat.hosts.clone(), beat.urls.clone());
+        let now = Works { is_working: beat.live > 0, hosts, urls };
         self.works.send_if_modified(|works| std::mem::replace(works, now) != *works);
         if let Some(announce) = self.announce.take() {
             info!("answering runtimes on {}", self.address);

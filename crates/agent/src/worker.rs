@@ -52,7 +52,7 @@ pub async fn work(
     let counts = Arc::new(Counts::default());
     let forward = Forward {
         replicas: replicas.clone(),
-        direct: Arc::new(Direct::new(settings.upstreams)),
+        direct: Arc::new(Direct::new(settings.upstreams, replicas.clone())),
         counts: Arc::clone(&counts),
     };
     let last_known = LastKnown::in_directory(&settings.state);
@@ -88,7 +88,8 @@ async fn beats(supervisor: UnixStream, replicas: &Replicas, counts: &Counts, are
             period.tick().await;
             let (known, live) = replicas.count();
             let hosts = are_hosts_said.then(|| replicas.hosts()).flatten();
-            let beat = Beat { known, live, hosts, counted: counts.sum() };
+            let (urls, counted) = (replicas.urls(), counts.sum());
+            let beat = Beat { known, live, hosts, urls, counted };
             let Ok(mut line) = serde_json::to_vec(&beat) else { continue };
             line.push(b'\n');
             if to.write_all(&line).await.is_err() {

@@ -167,6 +167,18 @@ mod tests {
         }
     }
 
+    /// Can be dropped only while nobody holds the gate.
+    struct Held {
+        gate: Arc<Mutex<()>>,
+        _witness: Witness,
+    }
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            drop(self.gate.lock());
+        }
+    }
+
     #[tokio::test]
     async fn something_slow_ends_on_another_thread_and_its_tasks_wait_for_that() {
         let (tasks, (ended, end)) = (TaskTracker::new(), mpsc::channel());
@@ -180,9 +192,14 @@ mod tests {
     async fn many_things_end_on_a_few_threads() {
         let (tasks, (ended, end)) = (TaskTracker::new(), mpsc::channel());
         let ending = Ending::new(tasks.clone());
+        // None ends before all wait: a thread that has nothing to do gives its place to another one.
+        let gate = Arc::new(Mutex::new(()));
+        let closed = gate.lock();
         for _ in 0..100 {
-            drop(Slow::new(Witness(ended.clone()), &ending));
+            let held = Held { gate: Arc::clone(&gate), _witness: Witness(ended.clone()) };
+            drop(Slow::new(held, &ending));
         }
+        drop(closed);
         tasks.close();
         tasks.wait().await;
         let threads: Vec<ThreadId> = end.try_iter().collect();

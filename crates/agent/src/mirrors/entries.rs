@@ -1,10 +1,11 @@
 //! The entries of this node: written, withdrawn, and said what became of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use larder_core::{Digest, builtin};
+use url::Url;
 
 use super::record::{self, Kept, Record, RecordError, Restored};
 use super::{Merge, Runtime, Wanted, containerd, dockerd, k3s, podman};
@@ -13,6 +14,8 @@ use super::{Merge, Runtime, Wanted, containerd, dockerd, k3s, podman};
 #[derive(Debug)]
 pub struct Entries {
     wanted: Wanted,
+    /// Where upstreams are as a person has configured, which counts before what caches say.
+    upstreams: BTreeMap<String, Url>,
     record: Record,
 }
 
@@ -42,7 +45,8 @@ impl Entries {
     ///
     /// The record in the directory `state` cannot be read.
     pub fn open(wanted: Wanted, state: &Path) -> Result<Self, RecordError> {
-        Ok(Self { wanted, record: Record::open(state)? })
+        let upstreams = wanted.upstreams.clone();
+        Ok(Self { wanted, upstreams, record: Record::open(state)? })
     }
 
     /// Writes all entries that are not there yet. One that cannot be written does not keep the others.
@@ -62,13 +66,20 @@ impl Entries {
         report
     }
 
-    /// Has the entries be for these registries from now on, and puts back what was written for others.
-    /// Registries by pattern are, for a runtime, all of them.
+    /// Has the entries be for these registries from now on, some of which are at other `urls` than their
+    /// names say, and puts back what was written for others. Registries by pattern are, for a runtime,
+    /// all of them.
     ///
     /// # Errors
     ///
     /// The record cannot be written.
-    pub fn want(&mut self, hosts: BTreeSet<String>) -> Result<Report, RecordError> {
+    pub fn want(
+        &mut self,
+        hosts: BTreeSet<String>,
+        urls: BTreeMap<String, Url>,
+    ) -> Result<Report, RecordError> {
+        self.wanted.upstreams = urls;
+        self.wanted.upstreams.extend(self.upstreams.clone());
         self.wanted.mirrors.hosts = match hosts.iter().any(|host| host.contains('*')) {
             true => vec!["*".to_owned()],
             false => hosts.into_iter().collect(),

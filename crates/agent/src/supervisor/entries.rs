@@ -1,6 +1,6 @@
 //! When the mirror entries are there: while they work.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use url::Url;
 
 use crate::metrics::Metrics;
 use crate::mirrors::{Entries, RecordError, Report, Runtime};
@@ -24,6 +25,8 @@ pub(super) struct Works {
     pub(super) is_working: bool,
     /// The registries that there are caches of; `None`: as the settings say.
     pub(super) hosts: Option<BTreeSet<String>>,
+    /// Where those are that are elsewhere than their name says.
+    pub(super) urls: BTreeMap<String, Url>,
 }
 
 /// How long the endpoint may work for nobody until the entries are withdrawn. Before that it answers
@@ -60,10 +63,10 @@ pub(super) async fn keep(
     let keeping = async {
         loop {
             // Written by now, by this process or an earlier one, or withdrawn.
-            let Works { is_working, hosts } = works.borrow_and_update().clone();
+            let Works { is_working, hosts, urls } = works.borrow_and_update().clone();
             let is_for_none = hosts.as_ref().is_some_and(BTreeSet::is_empty);
             if let Some(hosts) = hosts {
-                keeper.want(hosts).await;
+                keeper.want(hosts, urls).await;
             }
             if is_for_none {
                 keeper.are_as_wanted();
@@ -114,8 +117,8 @@ impl Keeper {
     }
 
     /// Has the entries be for these registries; those for others are put back at once.
-    async fn want(&self, hosts: BTreeSet<String>) {
-        let report = self.blocking(move |entries| entries.want(hosts)).await;
+    async fn want(&self, hosts: BTreeSet<String>, urls: BTreeMap<String, Url>) {
+        let report = self.blocking(move |entries| entries.want(hosts, urls)).await;
         for (runtime, path) in &report.changed {
             info!(runtime = runtime.as_str(), "{} is put back", path.display());
         }

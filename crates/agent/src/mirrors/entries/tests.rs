@@ -195,21 +195,24 @@ fn entries_follow_the_registries_that_there_are_caches_of() {
     let before = node.snapshot();
     let mut entries = node.entries(&[], 5050);
     let of = |hosts: &[&str]| hosts.iter().map(|&host| host.to_owned()).collect();
-    assert_eq!(entries.want(of(&["a.io", "docker.io"])).unwrap(), Report::default());
+    let urls: BTreeMap<String, Url> =
+        [("b.io".to_owned(), "http://10.0.0.2:5000".parse().unwrap())].into();
+    assert_eq!(entries.want(of(&["a.io", "docker.io"]), urls.clone()).unwrap(), Report::default());
     entries.write();
     assert!(node.text("etc/certs.d/a.io/hosts.toml").contains("127.0.0.1:5050"));
     assert!(node.text("etc/daemon.json").contains("127.0.0.1:5050"));
 
-    entries.want(of(&["a.io", "b.io"])).unwrap();
+    entries.want(of(&["a.io", "b.io"]), urls.clone()).unwrap();
     entries.write();
     assert!(!node.path("etc/certs.d/docker.io").exists());
     assert!(node.text("etc/certs.d/b.io/hosts.toml").contains("127.0.0.1:5050"));
+    assert!(node.text("etc/certs.d/b.io/hosts.toml").contains("server = \"http://10.0.0.2:5000\""));
     assert!(node.text("etc/certs.d/a.io/hosts.toml").contains("127.0.0.1:5050"));
 
-    entries.want(of(&["*.gcr.io"])).unwrap();
+    entries.want(of(&["*.gcr.io"]), urls.clone()).unwrap();
     entries.write();
     assert!(node.text("etc/certs.d/_default/hosts.toml").contains("127.0.0.1:5050"));
 
-    entries.want(of(&[])).unwrap();
+    entries.want(of(&[]), urls.clone()).unwrap();
     assert_eq!(node.snapshot(), before);
 }
