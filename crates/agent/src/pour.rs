@@ -173,7 +173,8 @@ impl Others {
         let range = format!("bytes={}-{}", left.start, left.last);
         headers.insert(RANGE, HeaderValue::try_from(range).ok()?);
         let Asked { path, query, .. } = &*self.asked;
-        let passed = replica.ask(Method::GET, path, query.as_deref(), headers).await?;
+        let query = query.as_deref();
+        let passed = replica.ask_patiently(Method::GET, path, query, headers).await?;
         let part = asked::part(passed.status, &passed.headers, passed.length);
         let is_it = passed.status == StatusCode::PARTIAL_CONTENT && part == Some(left);
         is_it.then_some(passed.body)

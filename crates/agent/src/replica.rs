@@ -178,6 +178,18 @@ impl Replica {
         }
     }
 
+    /// The same in the middle of a body, where another has been lost and this one is given more time.
+    pub(crate) async fn ask_patiently(
+        self: &Arc<Self>,
+        method: Method,
+        path: &str,
+        query: Option<&str>,
+        headers: HeaderMap,
+    ) -> Option<Passed> {
+        self.greet(LONG_ANSWER).await.ok()?;
+        self.while_patient(self.client.pass(method, path, query, headers)).await?.ok()
+    }
+
     /// What comes of `work`, which waits for the first byte; `None` once the replica is lost.
     pub(crate) async fn while_there<T>(
         self: &Arc<Self>,
@@ -190,8 +202,8 @@ impl Replica {
         }
     }
 
-    /// What comes of `work`, which waits for the next byte of a body that has begun; `None` once the
-    /// replica has answered nothing for too long. `Lost` alone is no reason: somebody in more of a
+    /// What comes of `work`, which waits for more of a body that has begun; `None` once the replica
+    /// has answered nothing for too long. `Lost` alone is no reason: somebody in more of a
     /// hurry may have said so.
     pub(crate) async fn while_patient<T>(
         self: &Arc<Self>,
