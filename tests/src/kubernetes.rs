@@ -13,7 +13,7 @@
 //!   speak to each other;
 //! - [`Cluster`]: all of it; [`Node`]: one of its nodes;
 //! - [`images`]: images that need no registry; [`volumes`]: the storage class;
-//! - [`Installation`]: Larder in it, by its chart.
+//! - [`Installation`]: Larder in it, by its chart; [`objects`]: what several tests make or read.
 //!
 //! No two clusters share an address or a file, so that as many as the computer bears may run at
 //! once. There is no cluster DNS. The computer's own settings stay as they are.
@@ -25,6 +25,7 @@ pub mod installation;
 mod keys;
 pub mod machine;
 mod node;
+pub mod objects;
 mod programs;
 pub mod volumes;
 pub mod wire;

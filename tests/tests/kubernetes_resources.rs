@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client};
-use larder_tests::kubernetes::{Cluster, until};
+use larder_tests::kubernetes::{Cluster, objects, until};
 use larder_tests::process::{Ended, run};
 use larder_tests::scratch::{Scratch, files_below};
 use serde_json::{Value, json};
@@ -25,9 +25,7 @@ struct Installed {
 impl Installed {
     async fn new() -> Self {
         let cluster = Cluster::shared().await;
-        let definitions = repository().join("deploy/crds");
-        let apply = ["apply", "--server-side", "-f", definitions.to_str().unwrap()];
-        cluster.run("kubectl", &apply).await.expect("the definitions");
+        objects::apply_definitions(&cluster).await;
         let client = cluster.client();
         let caches = caches(client.clone());
         until("caches are served", async || caches.list(&Default::default()).await.is_ok()).await;

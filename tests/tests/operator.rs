@@ -9,14 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
 };
 use kube::{Api, ResourceExt as _};
 use larder_tests::Controller;
-use larder_tests::kubernetes::{Cluster, PATIENCE, until};
+use larder_tests::kubernetes::{Cluster, PATIENCE, objects, until};
 use larder_tests::larder::program;
 use larder_tests::process::run;
 use larder_tests::scratch::Scratch;
@@ -452,13 +452,7 @@ impl Scene {
     }
 
     async fn secret(&self, name: &str, texts: &[(&str, &str)]) {
-        let texts: BTreeMap<_, _> = texts.iter().copied().collect();
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": texts,
-        });
-        let api: Api<Secret> = Api::namespaced(self.cluster.client(), &self.namespace);
-        let params = PatchParams::apply("person");
-        api.patch(name, &params, &Patch::Apply(secret)).await.unwrap();
+        objects::apply_secret(self.cluster.client(), &self.namespace, name, texts).await;
     }
 
     async fn cache(&self) -> Value {

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Namespace, Secret};
-use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use larder_tests::Controller;
 use larder_tests::kubernetes::wire::Forward;
-use larder_tests::kubernetes::{Cluster, until};
+use larder_tests::kubernetes::{Cluster, objects, until};
 use larder_tests::process::Ended;
 use larder_tests::scratch::Scratch;
 use serde_json::{Value, json};
@@ -269,9 +269,7 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let cluster = Cluster::shared().await;
-        let definitions = repository().join("deploy/crds");
-        let apply = ["apply", "--server-side", "-f", definitions.to_str().unwrap()];
-        cluster.run("kubectl", &apply).await.expect("the definitions");
+        objects::apply_definitions(&cluster).await;
         let scratch = Scratch::new();
         let unique = scratch.path().file_name().unwrap().to_str().unwrap().to_lowercase();
         let namespace: String = unique.chars().filter(char::is_ascii_alphanumeric).collect();
@@ -354,14 +352,7 @@ impl Scene {
     }
 
     fn caches(&self) -> Api<DynamicObject> {
-        let resource = ApiResource {
-            group: "larder.dev".to_owned(),
-            version: "v1alpha1".to_owned(),
-            api_version: "larder.dev/v1alpha1".to_owned(),
-            kind: "RegistryCache".to_owned(),
-            plural: "registrycaches".to_owned(),
-        };
-        Api::namespaced_with(self.cluster.client(), &self.namespace, &resource)
+        objects::caches(self.cluster.client(), &self.namespace)
     }
 
     /// Tries whether a cache would be made that is right. Nothing is stored.
@@ -393,13 +384,7 @@ impl Scene {
     }
 
     async fn secret(&self, name: &str, texts: &[(&str, &str)]) {
-        let texts: BTreeMap<_, _> = texts.iter().copied().collect();
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": texts,
-        });
-        let api: Api<Secret> = Api::namespaced(self.cluster.client(), &self.namespace);
-        let params = PatchParams::apply("person");
-        api.patch(name, &params, &Patch::Apply(secret)).await.unwrap();
+        objects::apply_secret(self.cluster.client(), &self.namespace, name, texts).await;
     }
 
     /// Whom the API server trusts.

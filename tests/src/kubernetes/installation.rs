@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::{Cluster, Node, images, until};
+use super::{Cluster, Node, images, objects, until};
 use crate::process::Ended;
 use crate::{http, metrics};
 
@@ -93,14 +93,7 @@ impl Installation {
 
     /// The caches.
     pub fn caches(&self) -> Api<DynamicObject> {
-        let resource = ApiResource {
-            group: "larder.dev".to_owned(),
-            version: "v1alpha1".to_owned(),
-            api_version: "larder.dev/v1alpha1".to_owned(),
-            kind: "RegistryCache".to_owned(),
-            plural: "registrycaches".to_owned(),
-        };
-        Api::namespaced_with(self.client.clone(), NAMESPACE, &resource)
+        objects::caches(self.client.clone(), NAMESPACE)
     }
 
     /// Makes a cache, or changes it to this.
