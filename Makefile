@@ -57,16 +57,17 @@ build:
 	cargo build --locked --workspace --all-targets
 
 test-crates: build
-	cargo test --locked --workspace --no-fail-fast
+	scripts/test-crates
 
-# Nothing is skipped for want of a peer.
+# Nothing is skipped for want of a peer, and nothing is run twice.
 test-full: export LARDER_ALL_PEERS = 1
+test-full: export LARDER_STRICT = 1
 test-full: export LARDER_AGENT_PAIRS = 20
 test-full: test-deps check licences
 	cargo build --locked --release --package larder
 	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 LARDER_SHARED_ROUNDS=20 \
 		LARDER_SOAK_SECONDS=600 \
-		cargo test --locked --workspace --no-fail-fast
+		scripts/test-crates
 	$(MAKE) images
 	$(MAKE) fuzz
 

@@ -30,6 +30,10 @@ use crate::source::{Source, Wanted};
 /// twice this at most.
 const BATCH: usize = 1 << 20;
 
+/// The same for what is written first, which whoever waits for a first byte waits for: what came with
+/// the head, and no more.
+const FIRST_BATCH: usize = 1;
+
 /// A fill that nobody waits for goes on if no more than this is left to fetch.
 const MAX_UNWANTED: u64 = 1 << 30;
 
@@ -178,11 +182,11 @@ impl Job {
         leave: impl Fn() -> bool,
     ) -> Result<u64, Interrupted> {
         let length = source.length();
-        let mut batch = Vec::new();
+        let (mut batch, mut most) = (Vec::new(), FIRST_BATCH);
         loop {
             let gathering = async {
                 tokio::select! {
-                    gathered = gather(&mut source) => Some(gathered),
+                    gathered = gather(&mut source, most) => Some(gathered),
                     () = self.stopping.cancelled() => None,
                 }
             };
@@ -196,6 +200,7 @@ impl Job {
                 Some(None) => break,
                 None => return Err(Interrupted::Abandoned(Box::new(staging))),
             };
+            most = BATCH;
             let left = length.map_or(u64::MAX, |length| length.saturating_sub(staging.len()));
             if left > MAX_UNWANTED && self.progress.receiver_count() == 0 && leave() {
                 return Err(Interrupted::Abandoned(Box::new(staging)));
@@ -277,16 +282,16 @@ impl Job {
     }
 }
 
-/// The next bytes, at least one piece and about [`BATCH`] at most; what has come already is taken
+/// The next bytes, at least one piece and about `most` at most; what has come already is taken
 /// along. `None` after the last byte.
-async fn gather(source: &mut Source) -> Option<Result<Vec<Bytes>, Error>> {
+async fn gather(source: &mut Source, most: usize) -> Option<Result<Vec<Bytes>, Error>> {
     let first = match source.next().await? {
         Ok(first) => first,
         Err(error) => return Some(Err(error)),
     };
     let mut len = first.len();
     let mut batch = vec![first];
-    while len < BATCH
+    while len < most
         && let Some(next) = source.next_ready()
     {
         len += next.len();
