@@ -45,6 +45,7 @@ pub(crate) use self::rebuild::Recovered;
 pub(crate) use self::sharing::Claim;
 pub use self::tags::TagRecord;
 pub use self::verification::Unverified;
+use crate::work::with_causes;
 
 /// The database refused.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +53,12 @@ pub use self::verification::Unverified;
 pub struct IndexError(#[from] pub(crate) sqlx::Error);
 
 impl IndexError {
-    /// Whether it says that the database is not there, and is no answer of it.
-    pub(crate) fn is_away(&self) -> bool {
+    /// What it says about the database not being there; `None`: it is an answer of it.
+    pub(crate) fn away(&self) -> Option<String> {
+        self.is_away().then(|| with_causes(&self.0))
+    }
+
+    fn is_away(&self) -> bool {
         use sqlx::Error;
         match &self.0 {
             Error::Io(_) | Error::Tls(_) | Error::Protocol(_) => true,

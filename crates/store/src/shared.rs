@@ -278,7 +278,7 @@ impl Shared {
         if !self.0.is_prepared.load(Ordering::Acquire) {
             return Err(SharedError::Away("PostgreSQL has not answered yet".to_owned()));
         }
-        let answer = self.0.database.ask(ANSWER, work, IndexError::is_away).await;
+        let answer = self.0.database.ask(ANSWER, work, IndexError::away).await;
         answer.map_err(|error| match error {
             Unanswered::Failed(IndexError(error)) => SharedError::Away(error.to_string()),
             error => SharedError::Away(error.to_string()),

@@ -324,6 +324,7 @@ impl Tier {
             database: DatabaseUrl(self.url.clone()),
             s3: S3Settings {
                 endpoint: Some(self.rgw.endpoint().parse().unwrap()),
+                ca: None,
                 bucket: self.bucket.clone(),
                 prefix: "some/prefix".to_owned(),
                 region: "us-east-1".to_owned(),
