@@ -163,8 +163,13 @@ impl Index {
 }
 
 /// The URL of a file. All of the path is escaped: none of it is to be taken for a host or a query.
+///
+/// `unix-excl` keeps what connections share about the log in memory of this process, the only one that
+/// has the file open, and not in a mapped file: to write to that where the disk takes no more, or has
+/// become read-only, would be a SIGBUS, which ends the process.
 fn sqlite_url(path: &Path, mode: &str) -> String {
-    format!("sqlite:{}?mode={mode}", percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC))
+    let path = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+    format!("sqlite:{path}?mode={mode}&vfs=unix-excl")
 }
 
 async fn migrate(pool: &AnyPool, migrator: Migrator) -> Result<(), OpenIndexError> {
