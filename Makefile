@@ -22,6 +22,9 @@ export LARDER_CRASH_ROUNDS ?= 25
 # How many times a replica, PostgreSQL or S3 is killed under load.
 export LARDER_SHARED_ROUNDS ?= 5
 
+# How many requests the store answers that is much too small for them.
+export LARDER_TRACE_REQUESTS ?= 10000
+
 # How long the program is soaked in failures, in seconds.
 export LARDER_SOAK_SECONDS ?= 60
 
@@ -66,7 +69,7 @@ test-full: export LARDER_AGENT_PAIRS = 20
 test-full: test-deps check licences
 	cargo build --locked --release --package larder
 	LARDER_BIN="$(CARGO_TARGET_DIR)/release/larder" LARDER_CRASH_ROUNDS=300 LARDER_SHARED_ROUNDS=20 \
-		LARDER_SOAK_SECONDS=600 \
+		LARDER_TRACE_REQUESTS=200000 LARDER_SOAK_SECONDS=600 \
 		scripts/test-crates
 	$(MAKE) images
 	$(MAKE) fuzz

@@ -52,16 +52,10 @@ impl Replicas {
         order.into_iter().map(|(n, _)| n).collect()
     }
 
-    /// A replica, and two layers that it owns.
-    ///
-    /// # Panics
-    ///
-    /// If the image has too few layers.
-    pub fn two_of_one_owner(&self, image: &Image) -> (usize, [Content; 2]) {
-        let owner = self.order(&image.layers[0].digest)[0];
-        let is_its = |layer: &&Content| self.order(&layer.digest)[0] == owner;
-        let mut its = image.layers.iter().filter(is_its).cloned();
-        (owner, [its.next().unwrap(), its.next().unwrap()])
+    /// The layers that a replica owns.
+    pub fn owned_by(&self, replica: usize, image: &Image) -> Vec<Content> {
+        let is_its = |layer: &&Content| self.order(&layer.digest)[0] == replica;
+        image.layers.iter().filter(is_its).cloned().collect()
     }
 }
 

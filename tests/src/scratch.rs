@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use larder_core::Digest;
+use larder_testkit::process::peer;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
@@ -68,19 +69,38 @@ impl Scratch {
     ///
     /// If that cannot be done (it needs root, and loop devices).
     pub fn breakable_disk(&self, name: &str, size: u64) -> BreakableDisk {
+        let (below, path, device) = self.device(name, size);
+        run(Command::new("mkfs.ext4").args(["-q", "-E", "lazy_itable_init=0"]).arg(&device));
+        let disk = BreakableDisk { path, below };
+        disk.mount();
+        disk
+    }
+
+    /// Makes a folder in it that is a file system of its own, of so many bytes, and that can be made
+    /// read-only while files in it are open.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done (it needs root, loop devices, and Debian's btrfs-progs).
+    pub fn lockable_disk(&self, name: &str, size: u64) -> LockableDisk {
+        let (_, mounted, device) = self.device(&format!("{name}.whole"), size);
+        run(peer("mkfs.btrfs", "btrfs-progs").args(["--quiet", "--mixed"]).arg(&device));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&device).arg(&mounted));
+        let path = mounted.join("volume");
+        run(peer("btrfs", "btrfs-progs").args(["subvolume", "create"]).arg(&path));
+        std::os::unix::fs::symlink(&path, self.join(name)).unwrap();
+        LockableDisk { path }
+    }
+
+    /// A folder in memory, one to mount something at, and a file in the first of them of nearly so
+    /// many bytes.
+    fn device(&self, name: &str, size: u64) -> (PathBuf, PathBuf, PathBuf) {
         let below = self.small_disk(&format!("{name}.device"), size);
         let (path, device) = (self.folder(name), below.join("image"));
         // All of it, so that there is no hole that could be filled later.
         let file = fs::File::create(&device).unwrap();
         fallocate(&file, FallocateFlags::empty(), 0, size - (1 << 20)).unwrap();
-        let run = |command: &mut Command| {
-            let ended = command.output().unwrap();
-            assert!(ended.status.success(), "{command:?}: {ended:?}");
-        };
-        run(Command::new("mkfs.ext4").args(["-q", "-E", "lazy_itable_init=0"]).arg(&device));
-        // The device goes with the mount.
-        run(Command::new("mount").args(["-o", "loop"]).arg(&device).arg(&path));
-        BreakableDisk { path, below }
+        (below, path, device)
     }
 
     /// Writes a file in it, and makes the folders above it.
@@ -106,6 +126,39 @@ pub struct BreakableDisk {
 }
 
 impl BreakableDisk {
+    /// What it finds wrong from now on, the kernel makes it read-only for, as most installations have
+    /// it. The device goes with the mount.
+    fn mount(&self) {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "loop,errors=remount-ro"]).arg(self.below.join("image"));
+        run(mount.arg(&self.path));
+    }
+
+    /// Has the kernel find something wrong with it: from now on it is read-only, for files that are
+    /// open, too, and nothing but [`Self::repair`] makes it writable again.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done.
+    pub fn turn_read_only(&self) {
+        let path = self.path.to_str().unwrap();
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let mut devices = fields.filter(|fields| fields[1] == path).map(|fields| fields[0]);
+        let device = devices.next_back().unwrap().strip_prefix("/dev/").unwrap();
+        fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1").unwrap();
+    }
+
+    /// Mounts it again, which nobody may be using.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done.
+    pub fn repair(&self) {
+        unmount(&self.path, UnmountFlags::empty()).unwrap();
+        self.mount();
+    }
+
     /// From now on only its first `len` bytes can be read or written; the rest is an error.
     ///
     /// # Panics
@@ -118,6 +171,32 @@ impl BreakableDisk {
         let mut filler = fs::File::create(self.below.join("filler")).unwrap();
         while filler.write_all(&[1; 1 << 16]).is_ok() {}
     }
+}
+
+/// A disk that can be made read-only while it is in use: Linux refuses to remount what somebody has
+/// open for writing, but not to have a subvolume of btrfs take no more. Files that are open go on
+/// being written.
+#[derive(Debug)]
+pub struct LockableDisk {
+    path: PathBuf,
+}
+
+impl LockableDisk {
+    /// Makes it read-only, or writable again.
+    ///
+    /// # Panics
+    ///
+    /// If that cannot be done.
+    pub fn set_read_only(&self, is_read_only: bool) {
+        let mut set = peer("btrfs", "btrfs-progs");
+        set.args(["property", "set", "-t", "subvol"]).arg(&self.path).arg("ro");
+        run(set.arg(if is_read_only { "true" } else { "false" }));
+    }
+}
+
+fn run(command: &mut Command) {
+    let ended = command.output().unwrap();
+    assert!(ended.status.success(), "{command:?}: {ended:?}");
 }
 
 impl Default for Scratch {

@@ -7,8 +7,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use larder_core::Digest;
+use larder_testkit::process::{peer, run};
 use larder_testkit::random::Numbers;
-use larder_testkit::{Fault, Gate, Image, On, Upstream};
+use larder_testkit::{Fault, Gate, Image, On, Upstream, patiently};
 use larder_tests::Scene;
 use larder_tests::larder::Larder;
 use larder_tests::scene::{HOST, REPOSITORY};
@@ -209,6 +210,50 @@ async fn an_offline_server_finds_what_is_bad_and_serves_it_no_more() {
     assert_eq!(ended.code, Some(1));
     assert!(ended.stdout.contains("`offline` is set"), "{}", ended.stdout);
     assert_eq!(scene.get_blob(&layer.digest).await.status, 404);
+}
+
+#[tokio::test]
+async fn the_scrub_finds_what_is_bad_without_anybody_asking_and_it_is_served_to_nobody() {
+    let upstream = Upstream::start().await;
+    let settings = Scene::settings(&upstream, "").config_first("scrub = \"1h\"");
+    let scene = Scene { larder: settings.start().await, upstream };
+    let image = scene.push(1, &[3 << 20, 2 << 20, 1 << 20]);
+    pull_all(&scene, std::slice::from_ref(&image), |_| None).await;
+    let [corrupt, missing, _] = &image.layers[..] else { unreachable!() };
+
+    let Scene { upstream, larder } = scene;
+    larder.terminate();
+    let (_, settings) = larder.wait().await;
+    let data = settings.data();
+    flip_bit(&blob_below(&data, &corrupt.digest), 8 * (1 << 20));
+    fs::remove_file(blob_below(&data, &missing.digest)).unwrap();
+    // All of it is due, as it would be if it had been stored two hours ago.
+    let statement = "UPDATE blobs SET stored_at = stored_at - 7200000";
+    let ended = run(peer("sqlite3", "sqlite3").arg(data.join("index.sqlite")).arg(statement)).await;
+    ended.expect("making it older");
+    upstream.forget_requests();
+    let scene = Scene { upstream, larder: settings.start().await };
+
+    let n_corrupt = async || scene.larder.metric("larder_corrupt_total", &[]).await;
+    patiently("both are found", async { while n_corrupt().await < 2.0 {} }).await;
+    let path = blob_below(&data, &corrupt.digest);
+    patiently("it is out of its place", async { while path.exists() {} }).await;
+    let kept = files_below(&data.join("quarantine"));
+    let [kept] = &kept[..] else { panic!("{kept:?}") };
+    let kept = fs::read(kept).unwrap();
+    assert_eq!(kept.len(), corrupt.bytes.len());
+    assert_ne!(kept, corrupt.bytes);
+    assert_eq!(scene.upstream.requests().len(), 0, "nobody has asked for it");
+
+    let is_bad = |digest: &Digest| [&corrupt.digest, &missing.digest].contains(&digest);
+    let outcome = |digest: &Digest| Some(if is_bad(digest) { "miss" } else { "hit" });
+    pull_all(&scene, std::slice::from_ref(&image), outcome).await;
+    for layer in [corrupt, missing] {
+        assert_eq!(scene.upstream.n_fetches(&layer.digest), 1);
+    }
+    pull_all(&scene, std::slice::from_ref(&image), |_| Some("hit")).await;
+    let ended = scene.larder.command(&["verify"]).await;
+    assert_eq!((ended.code, n_corrupt().await), (Some(0), 2.0), "{}", ended.stdout);
 }
 
 /// Images with some 1,100 small blobs and a few larger ones, all under one repository.

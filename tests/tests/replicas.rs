@@ -15,9 +15,13 @@ use tokio::task::JoinSet;
 
 const MIB: usize = 1 << 20;
 
-/// What a dead owner may cost the first pull, and what a busy machine may add to that.
+/// What dead replicas may cost the first pull.
 const PASSED_OVER: Duration = Duration::from_secs(2);
-const BUSY: Duration = Duration::from_secs(2);
+
+/// How often that is measured, at most. The program's own waits are in every measurement, and what a
+/// busy machine adds is not: so the shortest one counts. If the program waited for longer, all of
+/// them would be too long.
+const TRIES: usize = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ninety_clients_over_three_replicas_share_one_fetch_of_a_large_cold_blob() {
@@ -94,24 +98,57 @@ async fn clients_of_the_others_notice_nothing_when_the_filling_owner_is_killed()
 #[tokio::test]
 async fn an_owner_that_refuses_costs_the_first_pull_little_and_the_next_ones_nothing() {
     let mut replicas = Replicas::start(3).await;
-    let image = replicas.push(3, &[100; 64]);
-    let (owner, blobs) = replicas.two_of_one_owner(&image);
-    let gone = replicas.all.remove(owner);
-    gone.kill();
-    expect_passing_over(&replicas.all[0], &blobs).await;
-    assert_eq!(replicas.all[0].admin("/readyz").await.status, 200);
+    let image = replicas.push(3, &[100; 128]);
+    let [owner, asked, _] = replicas.order(&image.layers[0].digest)[..] else { unreachable!() };
+    let mut blobs = replicas.owned_by(owner, &image).into_iter();
+    let mut measured = Vec::new();
+    while !is_met(&measured) {
+        let settings = replicas.all.remove(owner).kill();
+        let asked = &replicas.all[if asked > owner { asked - 1 } else { asked }];
+        measured.push(expect_passing_over(asked, [(); 2].map(|()| blobs.next().unwrap())).await);
+        assert_eq!(asked.admin("/readyz").await.status, 200);
+        let owners = settings.start().await;
+        nobody_is_lost(asked).await;
+        replicas.all.insert(owner, owners);
+    }
 }
 
 #[tokio::test]
 async fn an_owner_that_is_silent_costs_the_first_pull_little_and_the_next_ones_nothing() {
     let replicas = Replicas::start(2).await;
     let image = replicas.push(4, &[100; 64]);
-    let (owner, blobs) = replicas.two_of_one_owner(&image);
+    let owner = replicas.order(&image.layers[0].digest)[0];
+    let mut blobs = replicas.owned_by(owner, &image).into_iter();
     let (silent, other) = (&replicas.all[owner], &replicas.all[1 - owner]);
-    kill_process(silent.pid(), Signal::STOP).unwrap();
-    expect_passing_over(other, &blobs).await;
-    kill_process(silent.pid(), Signal::CONT).unwrap();
-    other.logged(&["is back"]).await;
+    let mut measured = Vec::new();
+    while !is_met(&measured) {
+        kill_process(silent.pid(), Signal::STOP).unwrap();
+        measured.push(expect_passing_over(other, [(); 2].map(|()| blobs.next().unwrap())).await);
+        kill_process(silent.pid(), Signal::CONT).unwrap();
+        nobody_is_lost(other).await;
+        other.logged(&["is back"]).await;
+    }
+}
+
+#[tokio::test]
+async fn two_replicas_that_are_silent_cost_no_more_than_one() {
+    let replicas = Replicas::start(3).await;
+    let image = replicas.push(11, &[100; 128]);
+    let order = replicas.order(&image.layers[0].digest);
+    let is_so = |layer: &&Content| replicas.order(&layer.digest) == order;
+    let mut blobs = image.layers.iter().filter(is_so).cloned();
+    let [one, two, other] = [0, 1, 2].map(|n| &replicas.all[order[n]]);
+    let mut measured = Vec::new();
+    while !is_met(&measured) {
+        for silent in [one, two] {
+            kill_process(silent.pid(), Signal::STOP).unwrap();
+        }
+        measured.push(expect_passing_over(other, [(); 2].map(|()| blobs.next().unwrap())).await);
+        for silent in [one, two] {
+            kill_process(silent.pid(), Signal::CONT).unwrap();
+        }
+        nobody_is_lost(other).await;
+    }
 }
 
 #[tokio::test]
@@ -250,15 +287,33 @@ async fn expect(url: &str, layer: &Content) {
     response.expect_body(&layer.bytes).await.unwrap();
 }
 
-/// Pulls two blobs whose owner is not there: the first waits a little, the second does not even try.
-async fn expect_passing_over(replica: &Larder, blobs: &[Content; 2]) {
+/// Pulls two blobs whose owner is not there: the first waits a little, and how long is returned; the
+/// second does not even try.
+async fn expect_passing_over(replica: &Larder, blobs: [Content; 2]) -> Duration {
     let since = Instant::now();
     expect(&replica.url(&blob_path(&blobs[0].digest)), &blobs[0]).await;
-    assert!(since.elapsed() < PASSED_OVER + BUSY, "{:?}", since.elapsed());
+    let waited = since.elapsed();
     replica.logged(&["passing over"]).await;
     let failed = [("outcome", "failed")];
     let before = replica.metric("larder_peer_requests_total", &failed).await;
     expect(&replica.url(&blob_path(&blobs[1].digest)), &blobs[1]).await;
     let after = replica.metric("larder_peer_requests_total", &failed).await;
     assert!(after < before + 1.0, "{before} {after}");
+    waited
+}
+
+/// Whether one measurement was within the bound, of at most [`TRIES`].
+fn is_met(measured: &[Duration]) -> bool {
+    let is_met = measured.iter().any(|waited| *waited <= PASSED_OVER);
+    assert!(is_met || measured.len() < TRIES, "{measured:?}");
+    is_met
+}
+
+/// Returns once a replica takes no other one for lost.
+async fn nobody_is_lost(replica: &Larder) {
+    let lost = [("state", "lost")];
+    patiently("all are back", async {
+        while replica.metric("larder_peers", &lost).await >= 1.0 {}
+    })
+    .await;
 }

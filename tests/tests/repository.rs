@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "larder-operator",
             "larder-process",
             "larder-registry",
+            "larder-simulation",
         ],
     ),
     (
@@ -40,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("larder-upstream", &["larder-core"]),
     ("larder-cri", &["larder-core"]),
     ("larder-k8s", &[]),
+    ("larder-simulation", &["larder-core"]),
     ("larder-testkit", &["larder-core"]),
     // Whole-program tests know the program by its command line and its addresses.
     ("larder-tests", &["larder-core", "larder-cri", "larder-testkit"]),

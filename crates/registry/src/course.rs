@@ -68,7 +68,7 @@ impl Course {
             }
         }
         while let Some(peer) = self.peers.front() {
-            match peer.ask(name, digest, range).await {
+            match peer.ask_before(self.peers.get(1), name, digest, range).await {
                 Reply::Blob(blob) => {
                     let peer = Arc::clone(peer);
                     return Ok(Part::new(blob, |body| Flow::Peer(body, peer)));

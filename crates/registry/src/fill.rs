@@ -208,6 +208,9 @@ impl Job {
         }
         let came = staging.len();
         let committed = staging.commit(length, &self.wanted.name).await;
+        if committed.is_ok() {
+            self.metrics.storing.went_well();
+        }
         committed.map(|blob| blob.len).map_err(|error| Interrupted::Commit(error, came))
     }
 

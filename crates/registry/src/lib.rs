@@ -53,6 +53,7 @@ mod respond;
 mod roster;
 mod service;
 mod source;
+mod storing;
 mod tags;
 mod tier;
 mod upstream;
@@ -212,7 +213,9 @@ pub async fn run(
             }
         });
     }
+    let storing = registry.metrics.storing.clone();
     component.ready();
+    tasks.spawn(storing::watch(storing, component, admin_stopping.clone()));
     start.announce.now();
     serving.close();
     serving.wait().await;

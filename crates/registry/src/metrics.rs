@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::storing::Storing;
+
 /// The kind of thing that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
@@ -196,6 +198,7 @@ pub(crate) struct Metrics {
     peers: Family<PeerLabels, Gauge>,
     pub(crate) corrupt: Counter,
     pub(crate) fills: Gauge,
+    pub(crate) storing: Storing,
     first_byte: FirstByte,
 }
 
@@ -297,6 +300,9 @@ impl Metrics {
     }
 
     pub(crate) fn store_error(&self, op: StoreOp) {
+        if !matches!(op, StoreOp::Read) {
+            self.storing.was_refused();
+        }
         self.store_errors.get_or_create(&StoreLabels { op: op.as_str() }).inc();
     }
 }

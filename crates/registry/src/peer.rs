@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,9 @@ use crate::metrics::{PeerMetrics, PeerOutcome, PeerState};
 /// How long a connection may take, TLS included: replicas are next door.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// How long a peer may be silent before it is greeted, and how long it may take to answer. Together
-/// what a dead one costs the first who asks it: less than 2 s, also with another one's turn after it.
+/// How long a peer may be silent before it is greeted, and how long it may take to answer. Together,
+/// 1.5 s, what a dead one costs the first who asks it; a second one that is dead is found out at the
+/// same time ([`Peer::ask_before`]). So both are passed over within 2 s.
 const SILENCE: Duration = Duration::from_millis(500);
 const GREETING: Duration = Duration::from_secs(1);
 
@@ -138,6 +140,36 @@ impl Peer {
         match is_unanswered && !self.is_there().await {
             true => Reply::Lost,
             false => Reply::Refused,
+        }
+    }
+
+    /// As [`Self::ask`], and greets `next`, whose turn comes after, once this one has been silent for a
+    /// moment: where both are dead, that costs no more than one of them.
+    pub(crate) async fn ask_before(
+        self: &Arc<Self>,
+        next: Option<&Arc<Self>>,
+        name: &Named,
+        digest: &Digest,
+        range: Option<(u64, Option<u64>)>,
+    ) -> Reply {
+        let mut asked = pin!(self.ask(name, digest, range));
+        let Some(next) = next else { return asked.await };
+        tokio::select! {
+            biased;
+            reply = &mut asked => return reply,
+            () = sleep(SILENCE) => {}
+        }
+        let mut greeted = pin!(next.is_there());
+        tokio::select! {
+            biased;
+            reply = &mut asked => {
+                if matches!(reply, Reply::Lost) {
+                    // It was greeted no later than this one, so what comes of it is due, too.
+                    greeted.await;
+                }
+                reply
+            }
+            _ = &mut greeted => asked.await,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Keeps the store within its budget, and lets go what has gone unused for too long.
 //!
 //! - `sweep`: what goes, and why;
+//! - `tier`: where from, as what replicas share goes by the same rules;
 //! - here: when that is asked, and how what goes is removed.
 //!
 //! When more is stored than the budget allows, or the disk is nearly full, eviction goes on down to
@@ -9,6 +10,7 @@
 //! transactions.
 
 mod sweep;
+mod tier;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +26,6 @@ use larder_core::retention::{ImagePattern, Retention, Ttl, distinct};
 use larder_core::size::human_size;
 use tracing::{info, warn};
 
-use self::sweep::{Kind, Sweep};
 use crate::layout::RemoveOnDrop;
 use crate::shared::Note;
 use crate::space::Volume;
@@ -32,6 +33,8 @@ use crate::work::{Slow, blocking, finish};
 use crate::{Store, StoreError};
 
 pub use self::sweep::{Gone, Reason, Swept};
+pub(crate) use self::sweep::{Kind, Sweep};
+pub(crate) use self::tier::Tier;
 
 /// How often uses are written down, and space is looked at.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -134,7 +137,7 @@ impl Store {
         finish(self.tasks(), collect).await
     }
 
-    fn expiry_interval(&self) -> Duration {
+    pub(crate) fn expiry_interval(&self) -> Duration {
         match self.retention().shortest() {
             Ttl::After(ttl) => (ttl / 10).clamp(EXPIRY.0, EXPIRY.1),
             Ttl::Never => EXPIRY.1,
@@ -191,12 +194,6 @@ impl Store {
         let volume = volume.map_err(|source| StoreError::io("measuring the disk", source))?;
         let high = volume.limit(self.usage().bytes, budget);
         Ok(Limits { high, low: self.low_watermark(high) })
-    }
-
-    /// Down to where eviction goes, in bytes, of what may be stored.
-    pub(super) fn low_watermark(&self, high: u64) -> u64 {
-        let low = u128::from(high) * u128::from(self.0.low_watermark) / 100;
-        u64::try_from(low).unwrap_or(high)
     }
 
     /// What is kept, and for how long.
@@ -316,8 +313,8 @@ impl Store {
 /// How much may be stored, in bytes: beyond `high` it goes down to `low`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    high: u64,
-    low: u64,
+    pub(crate) high: u64,
+    pub(crate) low: u64,
 }
 
 /// Removes a file that is about to go. Blocks.
@@ -343,7 +340,7 @@ fn report_removal(path: &Path, done: io::Result<()>) {
     }
 }
 
-fn tell(swept: &Swept, why: &str) {
+pub(crate) fn tell(swept: &Swept, why: &str) {
     if swept.count() > 0 {
         info!("removed {} blobs of {} {why}", swept.count(), human_size(swept.bytes()));
     }

@@ -45,6 +45,7 @@ pub(crate) use self::rebuild::Recovered;
 pub(crate) use self::sharing::Claim;
 pub use self::tags::TagRecord;
 pub use self::verification::Unverified;
+use crate::work::with_causes;
 
 /// The database refused.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +53,12 @@ pub use self::verification::Unverified;
 pub struct IndexError(#[from] pub(crate) sqlx::Error);
 
 impl IndexError {
-    /// Whether it says that the database is not there, and is no answer of it.
-    pub(crate) fn is_away(&self) -> bool {
+    /// What it says about the database not being there; `None`: it is an answer of it.
+    pub(crate) fn away(&self) -> Option<String> {
+        self.is_away().then(|| with_causes(&self.0))
+    }
+
+    fn is_away(&self) -> bool {
         use sqlx::Error;
         match &self.0 {
             Error::Io(_) | Error::Tls(_) | Error::Protocol(_) => true,
@@ -158,8 +163,13 @@ impl Index {
 }
 
 /// The URL of a file. All of the path is escaped: none of it is to be taken for a host or a query.
+///
+/// `unix-excl` keeps what connections share about the log in memory of this process, the only one that
+/// has the file open, and not in a mapped file: to write to that where the disk takes no more, or has
+/// become read-only, would be a SIGBUS, which ends the process.
 fn sqlite_url(path: &Path, mode: &str) -> String {
-    format!("sqlite:{}?mode={mode}", percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC))
+    let path = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+    format!("sqlite:{path}?mode={mode}&vfs=unix-excl")
 }
 
 async fn migrate(pool: &AnyPool, migrator: Migrator) -> Result<(), OpenIndexError> {

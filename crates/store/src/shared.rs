@@ -10,7 +10,8 @@
 //! - [`bucket`]: blobs as objects;
 //! - [`upload`]: what is stored here, on its way there;
 //! - [`notes`]: what else the others are to know;
-//! - [`upkeep`]: what one replica at a time does for all: budget, scrub, what a crash has left;
+//! - [`upkeep`]: what one replica at a time does for all: scrub, what a crash has left, and
+//!   [`keeping`], which is what goes;
 //! - [`breaker`]: what a service that is away costs.
 //!
 //! The local store never waits for any of this but in a lookup of what it does not have, and that
@@ -19,6 +20,7 @@
 
 mod breaker;
 mod bucket;
+mod keeping;
 mod notes;
 mod upkeep;
 mod upload;
@@ -276,7 +278,7 @@ impl Shared {
         if !self.0.is_prepared.load(Ordering::Acquire) {
             return Err(SharedError::Away("PostgreSQL has not answered yet".to_owned()));
         }
-        let answer = self.0.database.ask(ANSWER, work, IndexError::is_away).await;
+        let answer = self.0.database.ask(ANSWER, work, IndexError::away).await;
         answer.map_err(|error| match error {
             Unanswered::Failed(IndexError(error)) => SharedError::Away(error.to_string()),
             error => SharedError::Away(error.to_string()),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a harness, what cannot go on is a failed test")]
 
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,12 +15,15 @@ use tempfile::TempDir;
 use tokio::sync::Mutex;
 
 use crate::process::{Process, Stream, peer, run};
+use crate::rgw::free_ports;
 
-/// A server, on a unix socket. It ends when this is dropped.
+/// A server, on a unix socket; and on TCP, where it speaks TLS. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Postgres {
     server: Process,
     account: Option<Account>,
+    /// Where it speaks TLS.
+    port: Option<u16>,
     n_databases: AtomicUsize,
     folder: TempDir,
 }
@@ -32,6 +35,9 @@ struct Account {
     group: u32,
 }
 
+/// What its socket is called after.
+const SOCKET: u16 = 5432;
+
 /// The one of [`Postgres::shared`], as long as somebody has it.
 static SHARED: Mutex<Weak<Postgres>> = Mutex::const_new(Weak::new());
 
@@ -42,6 +48,20 @@ impl Postgres {
     ///
     /// If it is not installed or does not start.
     pub async fn start() -> Self {
+        Self::start_as(None).await
+    }
+
+    /// Starts an empty one that also answers on 127.0.0.1, and there by TLS alone, with this
+    /// certificate and key (PEM).
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    pub async fn start_with_tls(certificate: &str, key: &str) -> Self {
+        Self::start_as(Some((certificate, key))).await
+    }
+
+    async fn start_as(tls: Option<(&str, &str)>) -> Self {
         // Short, as the path of a unix socket must be.
         let folder = tempfile::Builder::new().prefix("larder-").tempdir().unwrap();
         let account = rustix::process::getuid().is_root().then(Account::of_package);
@@ -53,8 +73,24 @@ impl Postgres {
         initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]);
         initdb.args(["--locale=C", "--locale-provider=icu", "--icu-locale=en"]);
         run(&mut initdb).await.expect("initdb");
-        let server = serve(folder.path(), account).await;
-        Self { server, account, n_databases: AtomicUsize::new(0), folder }
+        let port = tls.map(|(certificate, key)| {
+            let data = folder.path().join("data");
+            fs::write(data.join("pg_hba.conf"), "local all all trust\nhostssl all all all trust\n")
+                .unwrap();
+            for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
+                let path = data.join(name);
+                fs::write(&path, pem).unwrap();
+                // It refuses a key that others may read.
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+                if let Some(Account { user, group }) = account {
+                    chown(&path, Some(user), Some(group)).unwrap();
+                }
+            }
+            let [port] = free_ports();
+            port
+        });
+        let server = serve(folder.path(), account, port).await;
+        Self { server, account, port, n_databases: AtomicUsize::new(0), folder }
     }
 
     /// One for all tests of a process that want one at the same time: starting it takes a second.
@@ -72,7 +108,8 @@ impl Postgres {
         started
     }
 
-    /// Makes an empty database, and returns its URL.
+    /// Makes an empty database, and returns its URL: where the server speaks TLS, there, and without
+    /// an `sslmode`.
     ///
     /// # Panics
     ///
@@ -80,10 +117,14 @@ impl Postgres {
     pub async fn database(&self) -> String {
         let name = format!("test_{}", self.n_databases.fetch_add(1, Ordering::Relaxed));
         let mut createdb = command("createdb", None);
-        createdb.arg("--host").arg(self.folder.path()).args(["--port=5432", "--username=postgres"]);
-        run(createdb.arg(&name)).await.expect("createdb");
+        let port = self.port.unwrap_or(SOCKET);
+        createdb.arg("--host").arg(self.folder.path()).arg(format!("--port={port}"));
+        run(createdb.arg("--username=postgres").arg(&name)).await.expect("createdb");
+        if let Some(port) = self.port {
+            return format!("postgres://postgres@127.0.0.1:{port}/{name}");
+        }
         let folder = self.folder.path().to_str().unwrap();
-        format!("postgres://postgres@localhost/{name}?host={folder}&port=5432")
+        format!("postgres://postgres@localhost/{name}?host={folder}&port={SOCKET}")
     }
 
     /// Kills it, as `kill -9` does, and waits until all of its processes are gone.
@@ -103,7 +144,7 @@ impl Postgres {
     ///
     /// If it does not start.
     pub async fn restart(&mut self) {
-        self.server = serve(self.folder.path(), self.account).await;
+        self.server = serve(self.folder.path(), self.account, self.port).await;
     }
 }
 
@@ -127,9 +168,14 @@ impl Account {
 }
 
 /// Starts the server and waits until it takes connections.
-async fn serve(folder: &Path, account: Option<Account>) -> Process {
+async fn serve(folder: &Path, account: Option<Account>, port: Option<u16>) -> Process {
     let mut command = command("postgres", account);
-    command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder).args(["-h", "", "-p", "5432"]);
+    command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder);
+    let host = if port.is_some() { "127.0.0.1" } else { "" };
+    command.args(["-h", host, "-p", &port.unwrap_or(SOCKET).to_string()]);
+    if port.is_some() {
+        command.args(["-c", "ssl=on"]);
+    }
     // What the kernel has survives a kill. Tests at once need more connections than the usual 100.
     command.args(["-c", "fsync=off", "-c", "max_connections=300"]);
     let server = Process::start("postgres", &mut command);

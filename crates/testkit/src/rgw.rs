@@ -22,6 +22,8 @@ pub struct Rgw {
     _objects: Process,
     _monitor: Process,
     port: u16,
+    /// Where it speaks TLS.
+    tls_port: Option<u16>,
     n_buckets: AtomicUsize,
     folder: TempDir,
 }
@@ -42,12 +44,33 @@ impl Rgw {
     ///
     /// If it is not installed or does not start.
     pub async fn start() -> Self {
+        Self::start_as(None).await
+    }
+
+    /// Starts an empty one that also speaks TLS, with this certificate and key (PEM).
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    pub async fn start_with_tls(certificate: &str, key: &str) -> Self {
+        Self::start_as(Some((certificate, key))).await
+    }
+
+    async fn start_as(tls: Option<(&str, &str)>) -> Self {
         // Short, as the path of a unix socket must be.
         let folder = tempfile::Builder::new().prefix("larder-").tempdir().unwrap();
-        let [monitor_port, port] = free_ports();
+        let [monitor_port, port, tls_port] = free_ports();
+        let tls_port = tls.map(|(certificate, key)| {
+            fs::write(folder.path().join("server.crt"), certificate).unwrap();
+            fs::write(folder.path().join("server.key"), key).unwrap();
+            tls_port
+        });
         let (id, osd) = (uuid(), uuid());
-        fs::write(folder.path().join("ceph.conf"), config(folder.path(), &id, monitor_port, port))
-            .unwrap();
+        fs::write(
+            folder.path().join("ceph.conf"),
+            config(folder.path(), &id, monitor_port, port, tls_port),
+        )
+        .unwrap();
         for name in ["mon", "osd.0", "rgw"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
@@ -90,7 +113,7 @@ impl Rgw {
         let keys = ["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY];
         tool.run("radosgw-admin", "radosgw", &[&user[..], &keys].concat()).await;
         let n_buckets = AtomicUsize::new(0);
-        Self { gateway, _objects: objects, _monitor: monitor, port, n_buckets, folder }
+        Self { gateway, _objects: objects, _monitor: monitor, port, tls_port, n_buckets, folder }
     }
 
     /// One for all tests of a process that want one at the same time.
@@ -111,6 +134,15 @@ impl Rgw {
     /// Where it answers: `http://127.0.0.1:PORT`.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Where it answers by TLS: `https://127.0.0.1:PORT`.
+    ///
+    /// # Panics
+    ///
+    /// If it was not started so.
+    pub fn tls_endpoint(&self) -> String {
+        format!("https://127.0.0.1:{}", self.tls_port.unwrap())
     }
 
     /// With what a client may do everything here: the key's name, and the key.
@@ -205,15 +237,20 @@ fn uuid() -> String {
 }
 
 /// Ports that nobody had a moment ago. The server cannot be asked for any free one and say which.
-fn free_ports<const N: usize>() -> [u16; N] {
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind(("127.0.0.1", 0)).unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 /// One monitor, and one keeper of objects, in its memory: they outlive the server, which is what is
 /// killed.
-fn config(folder: &Path, id: &str, monitor_port: u16, port: u16) -> String {
+fn config(folder: &Path, id: &str, monitor_port: u16, port: u16, tls_port: Option<u16>) -> String {
     let folder = folder.to_str().unwrap();
+    let tls = tls_port.map_or_else(String::new, |port| {
+        let files =
+            format!("ssl_certificate={folder}/server.crt ssl_private_key={folder}/server.key");
+        format!(" ssl_endpoint=127.0.0.1:{port} {files}")
+    });
     format!(
         "[global]
 fsid = {id}
@@ -245,7 +282,7 @@ keyring = {folder}/osd.0/keyring
 osd data = {folder}/osd.0
 [client.rgw.a]
 keyring = {folder}/rgw/keyring
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint=127.0.0.1:{port}{tls}
 rgw data = {folder}/rgw
 rgw run sync thread = false
 rgw enable usage log = false

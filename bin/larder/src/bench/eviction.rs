@@ -1,14 +1,14 @@
 //! Orders of eviction, over generated requests: how many bytes each has at hand.
 
-mod orders;
-mod trace;
-
 use larder_core::eviction;
+use larder_simulation::orders::{Gdsf, Lru, Ours, S3Fifo};
+use larder_simulation::{Kind, Order, Trace};
 
-use self::orders::{Gdsf, Lru, Order, Ours, S3Fifo};
-use self::trace::{Kind, Trace};
 use super::report::{Findings, Target, Unit};
 use super::{Bench, progress};
+
+/// How many blobs there are.
+const BLOBS: usize = 20_000;
 
 /// The share of all bytes that the store may hold.
 const BUDGET: u64 = 10;
@@ -26,7 +26,7 @@ pub(crate) fn what(bench: &Bench) -> String {
          with a budget of a {BUDGET}th of all bytes. The share of the requested bytes that was at \
          hand, by the order of eviction. Three fixed seeds.",
         requests(bench),
-        trace::BLOBS
+        BLOBS
     )
 }
 
@@ -56,7 +56,8 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Findings> {
     let (mut worst_of_peers, mut beside_lru) = (f64::INFINITY, 0.0);
     for kind in Kind::ALL {
         progress(&format!("eviction: {kind}"));
-        let samples = SEEDS.map(|seed| ratios(&Trace::generate(kind, requests(bench), seed)));
+        let samples =
+            SEEDS.map(|seed| ratios(&Trace::generate(kind, BLOBS, requests(bench), seed)));
         let [ours, s3_fifo, gdsf, lru] = std::array::from_fn(|order| {
             let ratios = samples.map(|ratios| ratios[order]);
             findings.row(format!("{kind}: {}", NAMES[order]), Unit::Times, &ratios);

@@ -5,8 +5,17 @@ use std::path::PathBuf;
 use larder_process::tls;
 
 use super::files::Files;
-use super::mistake::{Located, Mistakes, wrong};
+use super::mistake::{Located, Mistakes, Wrong, wrong};
 use super::upstream::{cannot_read, with_causes};
+use super::value;
+
+/// Where the PEM file of authorities is that `text` names, and what is in it: at least one.
+pub(super) fn authorities(text: &str, files: &dyn Files) -> Result<(PathBuf, Vec<u8>), Wrong> {
+    let path = value::path(text)?;
+    let bytes = files.read(&path).map_err(|error| cannot_read(text, &error))?;
+    tls::certificates(&path, &bytes).map_err(|error| wrong(with_causes(&error)))?;
+    Ok((path, bytes))
+}
 
 /// Notes what is wrong with a certificate and its key, whose keys in the configuration are `names`:
 /// one of them alone, files that cannot be read, or that do not belong together.

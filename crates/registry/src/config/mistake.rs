@@ -71,6 +71,11 @@ impl Wrong {
         self.advise(format!("write {instead}"))
     }
 
+    /// It is a part of the value that is wrong, and which.
+    pub(super) fn within(self, part: &str) -> Self {
+        Self { what: format!("{part}: {}", self.what), ..self }
+    }
+
     /// What to do instead.
     pub(super) fn advise(self, advice: impl Into<String>) -> Self {
         Self { advice: Some(advice.into()), ..self }

@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use larder_process::tls;
-
 use super::Peer;
+use super::certificate::authorities;
 use super::document::{Node, Section};
 use super::files::Files;
 use super::mistake::{Located, Mistakes, Wrong, wrong};
-use super::upstream::{HTTP, cannot_read, with_causes};
+use super::upstream::HTTP;
 use super::value::{self, shown};
 
 /// The most entries, and the most replicas that are known at a time: each has a pool of connections.
@@ -29,7 +28,7 @@ impl Peers {
     pub(super) fn read(root: &mut Section<'_>, files: &dyn Files, mistakes: &mut Mistakes) -> Self {
         let entries = root.take("peers").map(|node| entries(&node, mistakes)).unwrap_or_default();
         let ca = root.take("peers_ca").and_then(|node| {
-            let path = node.text().and_then(|text| ca(text, files));
+            let path = node.text().and_then(|text| Ok(authorities(text, files)?.0));
             mistakes.keep(node.at, path)
         });
         Self { entries, ca }
@@ -86,11 +85,4 @@ fn peer(text: &str) -> Result<Peer, Wrong> {
         None => Err(wrong(format!("`{}` is an address, and no name", shown(text)))
             .write(format!("{url} without {BY_DNS}"))),
     }
-}
-
-fn ca(text: &str, files: &dyn Files) -> Result<PathBuf, Wrong> {
-    let path = value::path(text)?;
-    let bytes = files.read(&path).map_err(|error| cannot_read(text, &error))?;
-    tls::certificates(&path, &bytes).map_err(|error| wrong(with_causes(&error)))?;
-    Ok(path)
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use larder_store::{DatabaseUrl, S3Keys, S3Settings};
 use url::Url;
 
+use super::certificate;
 use super::document::{Node, Section};
 use super::files::Files;
 use super::keys::text;
@@ -12,6 +13,9 @@ use super::mistake::{Located, Mistakes, Wrong, wrong};
 use super::peers::Peers;
 use super::upstream::{HTTP, cannot_read};
 use super::value::{self, shown};
+
+/// What a database's URL may say of TLS. Source: PostgreSQL's documentation, "SSL Support".
+const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
 /// What a database's URL may say after its `?`. The library would log others with their values.
 const PARAMETERS: [&str; 8] =
@@ -75,7 +79,7 @@ impl Keys {
         let n_before = mistakes.len();
         let mut keys = Self {
             storage: text(root, mistakes, "storage", storage),
-            index: text(root, mistakes, "index", index),
+            index: text(root, mistakes, "index", |text| index(text, files)),
             password: text(root, mistakes, "index_password_file", |path| first_line(path, files)),
             bucket: root.take("s3").and_then(|node| bucket(node, files, mistakes)),
             advertise: text(root, mistakes, "advertise", advertise),
@@ -167,7 +171,7 @@ fn storage(text: &str) -> Result<Storage, Wrong> {
 }
 
 /// Never shows what was written, which may have a password in it.
-fn index(text: &str) -> Result<Index, Wrong> {
+fn index(text: &str, files: &dyn Files) -> Result<Index, Wrong> {
     if text == "sqlite" {
         return Ok(Index::Sqlite);
     }
@@ -184,11 +188,40 @@ fn index(text: &str) -> Result<Index, Wrong> {
         let known = PARAMETERS.join(", ");
         return Err(wrong("has something unknown after its `?`").write(format!("only {known}")));
     }
+    check_tls(&url, files)?;
     let has_host = url.host_str().is_some_and(|host| !host.is_empty())
         || url.query_pairs().any(|(name, _)| name == "host");
     match has_host {
         true => Ok(Index::Postgres(url)),
         false => Err(wrong("has no host").write(advice)),
+    }
+}
+
+/// What a database's URL says of TLS is there, and counts.
+fn check_tls(url: &Url, files: &dyn Files) -> Result<(), Wrong> {
+    let said = |key: &str| {
+        let pairs = url.query_pairs().filter(|(name, _)| name == key);
+        pairs.last().map(|(_, value)| value.into_owned())
+    };
+    let mode = said("sslmode");
+    if mode.as_ref().is_some_and(|mode| !MODES.contains(&mode.as_str())) {
+        return Err(wrong("has an unknown `sslmode`").write(format!("one of {}", MODES.join(", "))));
+    }
+    if let Some(path) = said("sslrootcert") {
+        certificate::authorities(&path, files).map_err(|it| it.within("sslrootcert"))?;
+        if !mode.is_some_and(|mode| mode.starts_with("verify-")) {
+            let unused = wrong("has an `sslrootcert` that is not asked for");
+            return Err(unused.advise("add sslmode=verify-full, or remove it"));
+        }
+    }
+    match (said("sslcert"), said("sslkey")) {
+        (None, None) => Ok(()),
+        (Some(cert), Some(key)) => {
+            certificate::authorities(&cert, files).map_err(|it| it.within("sslcert"))?;
+            let read = files.read(Path::new(&key));
+            read.map(drop).map_err(|error| cannot_read(&key, &error).within("sslkey"))
+        }
+        _ => Err(wrong("has one of `sslcert` and `sslkey`").advise("add the other one")),
     }
 }
 
@@ -213,6 +246,10 @@ fn bucket(node: Node<'_>, files: &dyn Files, mistakes: &mut Mistakes) -> Option<
     let Located { at, value: mut section } = mistakes.keep(node.at.clone(), node.section())?;
     let n_before = mistakes.len();
     let endpoint = text(&mut section, mistakes, "endpoint", |text| value::base_url(text, &HTTP));
+    let ca = text(&mut section, mistakes, "ca", |path| {
+        let (_, pem) = certificate::authorities(path, files)?;
+        Ok(String::from_utf8_lossy(&pem).into_owned())
+    });
     let name = text(&mut section, mistakes, "bucket", bucket_name);
     let prefix = text(&mut section, mistakes, "prefix", prefix);
     let region = text(&mut section, mistakes, "region", |text| match text {
@@ -242,10 +279,15 @@ fn bucket(node: Node<'_>, files: &dyn Files, mistakes: &mut Mistakes) -> Option<
         mistakes.note(at, wrong("has no effect").advise("add credentials_file = \"PATH\""));
     }
     let endpoint = endpoint.map(|it| it.value);
+    if let (Some(Located { at, .. }), Some("http")) = (&ca, endpoint.as_ref().map(Url::scheme)) {
+        let useless = wrong("the server is not asked by https");
+        mistakes.note(at, useless.advise("remove it, or write an https URL in `endpoint`"));
+    }
     let settings = S3Settings {
         // Servers of one's own seldom have a name for each bucket.
         path_style: path_style.map_or(endpoint.is_some(), |it| it.value),
         endpoint,
+        ca: ca.map(|it| it.value),
         bucket: name?.value,
         prefix: prefix.map_or_else(String::new, |it| it.value),
         region: region.map_or_else(|| DEFAULT_REGION.to_owned(), |it| it.value),

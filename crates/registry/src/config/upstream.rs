@@ -8,7 +8,6 @@ use ipnet::IpNet;
 use larder_core::address::HostPattern;
 use larder_core::name::{DOCKER_HUB, Host};
 use larder_core::retention::{RepositoryPattern, Ttl};
-use larder_process::tls;
 use larder_upstream::{ClientCertificate, Credentials, Secret};
 use url::Url;
 
@@ -315,12 +314,7 @@ impl<'d> Reader<'d, '_> {
 
     fn ca(&mut self) -> Option<PathBuf> {
         let files = self.files;
-        self.text("ca", |text| {
-            let path = value::path(text)?;
-            let bytes = files.read(&path).map_err(|error| cannot_read(text, &error))?;
-            tls::certificates(&path, &bytes).map_err(|error| wrong(with_causes(&error)))?;
-            Ok(path)
-        })
+        self.text("ca", |text| Ok(certificate::authorities(text, files)?.0))
     }
 
     fn client_certificate(&mut self) -> Option<ClientCertificate> {

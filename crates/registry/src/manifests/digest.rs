@@ -135,7 +135,10 @@ impl Registry {
             },
         );
         let is_stored = match stored.await {
-            Ok(_) => true,
+            Ok(_) => {
+                self.metrics.storing.went_well();
+                true
+            }
             Err(error) => {
                 let op = match error {
                     CommitError::Index { .. } => StoreOp::Record,

@@ -9,17 +9,12 @@ use larder_core::eviction::{Order, Queue, Standing, Verdict};
 use larder_core::name::Named;
 use larder_core::retention::{Retention, Ttl};
 
-use super::Limits;
+use super::{Limits, Tier};
 use crate::index::turns::{Beginning, Candidate, FIRST, Place};
-use crate::{Store, StoreError};
 
 /// How many candidates are asked for at once, and the most that go in one transaction. Whoever
 /// stores a blob meanwhile waits for one of them, some 10 ms.
 const BATCH: usize = 64;
-
-/// How many blobs that have not been uploaded are looked up, and spared. During an outage there may
-/// be more.
-const MAX_UNSHARED: u32 = 100_000;
 
 /// How many kept beginnings are looked at.
 const MAX_BEGINNINGS: u32 = 10_000;
@@ -89,7 +84,7 @@ impl Swept {
 
 /// How a pass is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// What goes is only named.
     Dry,
     /// It is removed.
@@ -98,11 +93,11 @@ pub(super) enum Kind {
     Urgent,
 }
 
-pub(super) struct Sweep<'s> {
-    store: &'s Store,
+pub(crate) struct Sweep<'t, T> {
+    tier: &'t T,
     retention: Arc<Retention>,
     pinned: HashSet<i64>,
-    /// Those that no other replica could read, which are the last to go for the budget.
+    /// Those that nobody else could give, which are the last to go for the budget.
     unshared: HashSet<i64>,
     now: SystemTime,
     kind: Kind,
@@ -116,17 +111,18 @@ pub(super) struct Sweep<'s> {
     swept: Swept,
 }
 
-impl<'s> Sweep<'s> {
-    pub(super) async fn begin(store: &'s Store, kind: Kind) -> Result<Self, StoreError> {
-        let pinned = store.index().pinned(&store.pins().await?).await?;
+impl<'t, T: Tier> Sweep<'t, T> {
+    pub(crate) async fn begin(tier: &'t T, kind: Kind) -> Result<Self, T::Error> {
+        let pins = tier.pins().await?;
+        let pinned = tier.ask(tier.index().pinned(&pins)).await?;
         Ok(Self {
-            store,
-            retention: store.retention(),
+            tier,
+            retention: tier.retention(),
             pinned,
             unshared: HashSet::new(),
             now: SystemTime::now(),
             kind,
-            order: *store.0.order.lock(),
+            order: tier.order(),
             waiting: Vec::new(),
             moved: Vec::new(),
             gone: HashSet::new(),
@@ -138,14 +134,14 @@ impl<'s> Sweep<'s> {
         self.kind == Kind::Dry
     }
 
-    pub(super) async fn end(mut self) -> Result<Swept, StoreError> {
+    pub(crate) async fn end(mut self) -> Result<Swept, T::Error> {
         self.flush().await?;
         Ok(self.swept)
     }
 
     // === what has gone unused ===
 
-    pub(super) async fn expire(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn expire(&mut self) -> Result<(), T::Error> {
         if let Ttl::After(shortest) = self.retention.shortest() {
             self.expire_unused(before(self.now, shortest)).await?;
         }
@@ -155,15 +151,17 @@ impl<'s> Sweep<'s> {
         self.flush().await
     }
 
-    async fn expire_unused(&mut self, time: SystemTime) -> Result<(), StoreError> {
+    async fn expire_unused(&mut self, time: SystemTime) -> Result<(), T::Error> {
         let mut after = FIRST;
         loop {
-            let batch = self.store.index().unused_since(time, after, BATCH as u32).await?;
+            let batch = self.tier.index().unused_since(time, after, BATCH as u32);
+            let batch = self.tier.ask(batch).await?;
             let Some(last) = batch.last() else { return Ok(()) };
             after = last.place();
             for candidate in batch {
                 let unused = self.now.duration_since(candidate.used_at).unwrap_or_default();
-                let names = self.store.index().names_of(candidate.content).await?;
+                let names = self.tier.index().names_of(candidate.content);
+                let names = self.tier.ask(names).await?;
                 let ttl = self.retention.ttl(&names);
                 if let Ttl::After(longest) = ttl
                     && ttl.is_over(unused)
@@ -175,10 +173,11 @@ impl<'s> Sweep<'s> {
         }
     }
 
-    async fn expire_superseded(&mut self, time: SystemTime) -> Result<(), StoreError> {
+    async fn expire_superseded(&mut self, time: SystemTime) -> Result<(), T::Error> {
         let mut after = 0;
         loop {
-            let batch = self.store.index().superseded(time, after, BATCH as u32).await?;
+            let batch = self.tier.index().superseded(time, after, BATCH as u32);
+            let batch = self.tier.ask(batch).await?;
             let Some(last) = batch.last() else { return Ok(()) };
             after = last.content;
             for candidate in batch {
@@ -190,11 +189,11 @@ impl<'s> Sweep<'s> {
 
     // === quotas ===
 
-    pub(super) async fn keep_quotas(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn keep_quotas(&mut self) -> Result<(), T::Error> {
         if self.retention.upstreams.iter().all(|upstream| upstream.quota.is_none()) {
             return Ok(());
         }
-        let rooms = self.store.index().room_by_host().await?;
+        let rooms = self.tier.ask(self.tier.index().room_by_host()).await?;
         let retention = Arc::clone(&self.retention);
         for upstream in &retention.upstreams {
             let Some(quota) = upstream.quota else { continue };
@@ -209,7 +208,7 @@ impl<'s> Sweep<'s> {
             if used <= quota {
                 continue;
             }
-            let low = self.store.low_watermark(quota);
+            let low = self.tier.low_watermark(quota);
             let mut excess = used - low;
             for (host, _) in hosts {
                 excess = self.keep_quota(host, excess).await?;
@@ -219,11 +218,11 @@ impl<'s> Sweep<'s> {
     }
 
     /// Lets go of what was fetched from one host, up to `excess` bytes; returns what is left of it.
-    async fn keep_quota(&mut self, host: &str, mut excess: u64) -> Result<u64, StoreError> {
+    async fn keep_quota(&mut self, host: &str, mut excess: u64) -> Result<u64, T::Error> {
         let mut n_spared = 0;
         while excess > 0 {
-            let index = self.store.index();
-            let batch = index.turns_of_host(host, BATCH as u32, n_spared).await?;
+            let batch = self.tier.index().turns_of_host(host, BATCH as u32, n_spared);
+            let batch = self.tier.ask(batch).await?;
             if batch.is_empty() {
                 break;
             }
@@ -247,10 +246,11 @@ impl<'s> Sweep<'s> {
 
     // === the budget ===
 
-    pub(super) async fn keep_budget(&mut self, limits: Limits) -> Result<(), StoreError> {
-        if self.store.shared().is_some() && self.used() > limits.high {
-            let unshared = self.store.index().unshared(0, MAX_UNSHARED).await?;
-            self.unshared = unshared.into_iter().map(|(content, _)| content).collect();
+    pub(crate) async fn keep_budget(&mut self, limits: Limits) -> Result<(), T::Error> {
+        if self.used() > limits.high {
+            self.unshared = self.tier.unshared().await?;
+        }
+        if !self.unshared.is_empty() {
             self.make_room(limits).await?;
             // More than is allowed is not to be kept for an upload that may never be.
             self.unshared.clear();
@@ -258,15 +258,15 @@ impl<'s> Sweep<'s> {
         self.make_room(limits).await
     }
 
-    async fn make_room(&mut self, limits: Limits) -> Result<(), StoreError> {
+    async fn make_room(&mut self, limits: Limits) -> Result<(), T::Error> {
         let mut used = self.used();
         if used <= limits.high {
             return Ok(());
         }
-        let (mut probation, mut main) = self.store.index().room_by_queue().await?;
+        let (mut probation, mut main) = self.tier.ask(self.tier.index().room_by_queue()).await?;
         let mut lines = [Line::new(Queue::Probation), Line::new(Queue::Main)];
-        let mut beginnings: VecDeque<_> =
-            self.store.index().beginnings(MAX_BEGINNINGS).await?.into();
+        let beginnings = self.tier.index().beginnings(MAX_BEGINNINGS);
+        let mut beginnings: VecDeque<_> = self.tier.ask(beginnings).await?.into();
         while used > limits.low {
             let Some(queue) = Order::turn(probation, main, limits.low) else {
                 // Nothing is left but beginnings.
@@ -281,7 +281,7 @@ impl<'s> Sweep<'s> {
                 // Those that moved are to be found where they are now.
                 self.flush().await?;
             }
-            let Some(first) = line.peek(self.store).await? else {
+            let Some(first) = line.peek(self.tier).await? else {
                 *room = 0;
                 continue;
             };
@@ -327,7 +327,7 @@ impl<'s> Sweep<'s> {
             true => self.swept.bytes,
             false => self.waiting.iter().map(|(candidate, _)| candidate.room).sum(),
         };
-        self.store.usage().bytes.saturating_sub(waiting)
+        self.tier.used().saturating_sub(waiting)
     }
 
     // === letting go ===
@@ -337,7 +337,7 @@ impl<'s> Sweep<'s> {
         self.gone.contains(&candidate.content)
             || self.pinned.contains(&candidate.content)
             || self.unshared.contains(&candidate.content)
-            || (self.store.is_read(&candidate.digest) && self.store.is_small(candidate.room))
+            || self.tier.is_held(candidate)
     }
 
     /// Lets one go, unless it is spared, and with a manifest what it alone is made of, unless that
@@ -347,7 +347,7 @@ impl<'s> Sweep<'s> {
         candidate: Candidate,
         uses: Option<u32>,
         reason: Reason,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, T::Error> {
         if self.is_spared(&candidate) {
             return Ok(false);
         }
@@ -358,7 +358,7 @@ impl<'s> Sweep<'s> {
         let (pulled, standing) = (candidate.used_at + PULL, candidate.standing);
         self.note(candidate, uses, reason).await?;
         while let Some((content, of)) = manifests.pop() {
-            for part in self.store.index().own_parts(content).await? {
+            for part in self.tier.ask(self.tier.index().own_parts(content)).await? {
                 let is_wanted = part.used_at > pulled || part.standing.uses > standing.uses;
                 if is_wanted || self.is_spared(&part) {
                     continue;
@@ -377,13 +377,14 @@ impl<'s> Sweep<'s> {
         candidate: Candidate,
         uses: Option<u32>,
         reason: Reason,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), T::Error> {
         self.gone.insert(candidate.content);
         self.swept.count += 1;
         self.swept.bytes += candidate.room;
         // Names are for people who ask first; else this would be one more query for each.
         if self.is_dry() && self.swept.named.len() < MAX_NAMED {
-            let repositories = self.store.index().names_of(candidate.content).await?;
+            let repositories = self.tier.index().names_of(candidate.content);
+            let repositories = self.tier.ask(repositories).await?;
             let repository = repositories.into_iter().next();
             let (digest, room) = (candidate.digest.clone(), candidate.room);
             self.swept.named.push(Gone { digest, room, repository, reason });
@@ -394,10 +395,10 @@ impl<'s> Sweep<'s> {
         Ok(())
     }
 
-    async fn drop_beginning(&mut self, beginning: &Beginning) -> Result<(), StoreError> {
+    async fn drop_beginning(&mut self, beginning: &Beginning) -> Result<(), T::Error> {
         let room = match self.is_dry() {
             true => beginning.room,
-            false => self.store.drop_beginning(&beginning.digest).await?,
+            false => self.tier.drop_beginning(&beginning.digest).await?,
         };
         self.swept.count += 1;
         self.swept.bytes += room;
@@ -408,7 +409,7 @@ impl<'s> Sweep<'s> {
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<(), StoreError> {
+    async fn flush(&mut self) -> Result<(), T::Error> {
         let moved = std::mem::take(&mut self.moved);
         let waiting = std::mem::take(&mut self.waiting);
         if self.is_dry() {
@@ -417,13 +418,11 @@ impl<'s> Sweep<'s> {
         let has_changed = !moved.is_empty() || !waiting.is_empty();
         // These first: on a full disk they make the room that the rest needs.
         for batch in waiting.chunks(BATCH) {
-            let digests: Vec<_> = batch.iter().map(|(it, _)| it.digest.clone()).collect();
-            let victims: Vec<_> = batch.iter().map(|(it, uses)| (it.content, *uses)).collect();
-            self.store.remove(&victims, &digests, self.kind == Kind::Urgent).await?;
+            self.tier.remove(batch, self.kind == Kind::Urgent).await?;
         }
         if has_changed {
-            *self.store.0.order.lock() = self.order;
-            self.store.index().set_standings(&moved, self.order).await?;
+            self.tier.set_order(self.order);
+            self.tier.ask(self.tier.index().set_standings(&moved, self.order)).await?;
         }
         Ok(())
     }
@@ -453,9 +452,10 @@ impl Line {
         }
     }
 
-    async fn peek(&mut self, store: &Store) -> Result<Option<&Candidate>, StoreError> {
+    async fn peek<T: Tier>(&mut self, tier: &T) -> Result<Option<&Candidate>, T::Error> {
         while self.batch.is_empty() {
-            self.batch = store.index().turns(self.queue, self.after, BATCH as u32).await?.into();
+            let batch = tier.index().turns(self.queue, self.after, BATCH as u32);
+            self.batch = tier.ask(batch).await?.into();
             match self.batch.back() {
                 Some(last) => self.after = last.place(),
                 None if self.is_stale => {

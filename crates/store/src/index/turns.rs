@@ -243,7 +243,7 @@ impl Index {
         Ok(rows.into_iter().filter_map(named).collect())
     }
 
-    /// Moves blobs to where they stand from now on, and keeps the order's age.
+    /// Moves blobs to where they stand from now on, and keeps the order's age, which never falls.
     pub(crate) async fn set_standings(
         &self,
         standings: &[(i64, Standing)],
@@ -269,7 +269,8 @@ impl Index {
         }
         sqlx::query(
             "INSERT INTO numbers (name, value) VALUES ('age', $1) \
-             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value \
+             WHERE numbers.value < excluded.value",
         )
         .bind(order.age)
         .execute(&mut *transaction)

@@ -69,8 +69,8 @@ impl Breaker {
         }
     }
 
-    /// Does `work`, which asks the service, within a time. `is_away` tells errors that say that the
-    /// service is not there from its answers.
+    /// Does `work`, which asks the service, within a time. `away` is what an error says about the service
+    /// not being there; `None`: it is an answer.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl Breaker {
         &self,
         within: Duration,
         work: impl Future<Output = Result<T, E>>,
-        is_away: impl Fn(&E) -> bool,
+        away: impl Fn(&E) -> Option<String>,
     ) -> Result<T, Unanswered<E>>
     where
         E: fmt::Debug + fmt::Display,
@@ -88,13 +88,16 @@ impl Breaker {
             return Err(Unanswered::Resting(self.service));
         };
         match timeout(within, work).await {
-            Ok(Err(error)) if is_away(&error) => {
-                admission.failed(Instant::now(), &error);
+            Ok(Err(error)) => {
+                match away(&error) {
+                    Some(reason) => admission.failed(Instant::now(), &reason),
+                    None => admission.answered(),
+                }
                 Err(Unanswered::Failed(error))
             }
-            Ok(answer) => {
+            Ok(Ok(answer)) => {
                 admission.answered();
-                answer.map_err(Unanswered::Failed)
+                Ok(answer)
             }
             Err(_) => {
                 let error = Unanswered::TimedOut(self.service);
@@ -178,7 +181,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_service_that_is_silent_costs_one_deadline_and_then_nothing() {
         let breaker = Breaker::new("it");
-        let silent = || breaker.ask(SOON, pending::<Result<(), String>>(), |_| true);
+        let silent = || breaker.ask(SOON, pending::<Result<(), String>>(), |_| None);
         assert!(matches!(silent().await, Err(Unanswered::TimedOut(_))));
         assert!(matches!(silent().await, Err(Unanswered::Resting(_))));
         assert!(!breaker.is_up());
@@ -218,7 +221,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_is_an_answer() {
         let breaker = Breaker::new("it");
-        let refused = breaker.ask(SOON, async { Err::<(), _>("no such thing") }, |_| false).await;
+        let refused = breaker.ask(SOON, async { Err::<(), _>("no such thing") }, |_| None).await;
         assert!(matches!(refused, Err(Unanswered::Failed(_))));
         assert!(breaker.is_up());
     }

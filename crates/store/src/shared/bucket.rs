@@ -23,14 +23,15 @@ use object_store::multipart::{MultipartStore as _, PartId};
 use object_store::path::Path;
 use object_store::signer::Signer as _;
 use object_store::{
-    ClientOptions, GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _, PutPayload,
-    RetryConfig,
+    Certificate, ClientOptions, GetOptions, GetRange, ObjectStore as _, ObjectStoreExt as _,
+    PutPayload, RetryConfig,
 };
 use tokio::time::timeout;
 use url::Url;
 
 use super::breaker::{Breaker, Unanswered};
 use crate::file::SharedFile;
+use crate::work::with_causes;
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_millis(700);
@@ -58,6 +59,8 @@ const PARTS_AT_ONCE: usize = 2;
 pub struct S3Settings {
     /// Where the server is; `None`: Amazon's, in the region.
     pub endpoint: Option<Url>,
+    /// The text of a PEM file of authorities that the server may be signed by, besides the system's.
+    pub ca: Option<String>,
     /// The bucket, which exists.
     pub bucket: String,
     /// What all keys begin with; may be empty.
@@ -145,11 +148,16 @@ impl Bucket {
     pub(crate) fn new(settings: &S3Settings) -> Result<Self, SetupBucketError> {
         // Whoever was first is as good: there is one provider in the program.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let options = ClientOptions::new()
+        let mut options = ClientOptions::new()
             .with_allow_http(true)
             .with_connect_timeout(CONNECT)
             // Bodies have deadlines of their own.
             .with_timeout_disabled();
+        if let Some(pem) = &settings.ca {
+            for authority in Certificate::from_pem_bundle(pem.as_bytes())? {
+                options = options.with_root_certificate(authority);
+            }
+        }
         let builder = match &settings.keys {
             None => AmazonS3Builder::from_env(),
             Some(S3Keys { id, secret, token }) => {
@@ -349,7 +357,7 @@ impl Bucket {
         work: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, BucketError> {
         use object_store::Error;
-        let is_away = |error: &Error| {
+        let away = |error: &Error| {
             let is_answer = matches!(
                 error,
                 Error::NotFound { .. }
@@ -357,9 +365,9 @@ impl Bucket {
                     | Error::Unauthenticated { .. }
                     | Error::Precondition { .. }
             );
-            !is_answer
+            (!is_answer).then(|| with_causes(error))
         };
-        self.0.breaker.ask(within, work, is_away).await.map_err(|error| match error {
+        self.0.breaker.ask(within, work, away).await.map_err(|error| match error {
             Unanswered::Failed(Error::NotFound { .. }) => BucketError::Missing,
             error => BucketError::Away(error.to_string()),
         })

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use larder_core::eviction::Order;
 use larder_core::name::Named;
 use larder_core::{Digest, Tag};
 use tokio::sync::mpsc;
@@ -76,8 +75,9 @@ impl Shared {
                 }
             }
             Note::Uses(uses) => {
+                let order = self.order().await;
                 for uses in uses.chunks(AT_ONCE) {
-                    self.ask(index.set_used(uses, Order::default())).await?;
+                    self.ask(index.set_used(uses, order)).await?;
                 }
             }
         }

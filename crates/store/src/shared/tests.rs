@@ -1,13 +1,16 @@
 //! What the shared tier promises, against a real PostgreSQL and a real S3 server.
 
+mod keeping;
+
 use std::time::{Instant, SystemTime};
 
-use larder_core::eviction::Order;
+use larder_core::eviction::{Order, Queue};
 use larder_testkit::blackhole::Blackhole;
 use larder_testkit::{Postgres, Rgw, patiently};
 use tempfile::TempDir;
 
 use super::*;
+use crate::index::turns::FIRST;
 use crate::index::{References, Stored};
 use crate::{Settings, Store};
 
@@ -214,32 +217,6 @@ async fn what_a_crash_has_left_is_collected() {
 }
 
 #[tokio::test]
-async fn the_budget_is_kept_by_what_was_used_last() {
-    let tier = Tier::start().await;
-    let mut settings = tier.settings();
-    settings.budget = Some(2500);
-    let replica = Replica::open(tempfile::tempdir().unwrap(), settings).await;
-    let mut digests = Vec::new();
-    for seed in 10..13 {
-        digests.push(replica.put(&bytes(seed, 1000)).await);
-        replica.uploaded(digests.last().unwrap()).await;
-    }
-    let shared = replica.shared();
-    let uses = digests.iter().zip([30, 10, 20]).map(|(it, seconds)| (it.clone(), at(seconds)));
-    shared.0.index.set_used(&uses.collect::<Vec<_>>(), Order::default()).await.unwrap();
-    // Another task of this replica may be at it, too.
-    patiently("one has gone", async {
-        while shared.blob(&digests[1]).await.is_some() {
-            let _ = shared.keep_budget(&replica.store).await;
-        }
-    })
-    .await;
-    replica.finds(&digests[0]).await;
-    replica.finds(&digests[2]).await;
-    assert!(matches!(shared.0.bucket.get(&digests[1], None).await, Err(BucketError::Missing)));
-}
-
-#[tokio::test]
 async fn a_replica_is_there_as_long_as_it_says_so() {
     let tier = Tier::start().await;
     let replica = tier.replica().await;
@@ -347,6 +324,7 @@ impl Tier {
             database: DatabaseUrl(self.url.clone()),
             s3: S3Settings {
                 endpoint: Some(self.rgw.endpoint().parse().unwrap()),
+                ca: None,
                 bucket: self.bucket.clone(),
                 prefix: "some/prefix".to_owned(),
                 region: "us-east-1".to_owned(),
@@ -356,6 +334,12 @@ impl Tier {
             budget: None,
             scrub: None,
         }
+    }
+
+    /// A replica that keeps what is shared within so many bytes.
+    async fn of_budget(&self, budget: u64) -> Replica {
+        let settings = SharedSettings { budget: Some(budget), ..self.settings() };
+        Replica::open(tempfile::tempdir().unwrap(), settings).await
     }
 
     async fn replica(&self) -> Replica {
@@ -390,9 +374,13 @@ impl Replica {
     }
 
     async fn store_only(&self, content: &Bytes) -> crate::Blob {
+        self.store_for("a.io/b", content).await
+    }
+
+    async fn store_for(&self, name: &str, content: &Bytes) -> crate::Blob {
         let staging = self.store.stage(&Digest::sha256_of(content)).await.unwrap();
         let staging = staging.write(vec![content.clone()]).await.unwrap();
-        staging.commit(None, &named("a.io/b")).await.unwrap()
+        staging.commit(None, &named(name)).await.unwrap()
     }
 
     async fn put_manifest(&self, content: &Bytes) -> Digest {

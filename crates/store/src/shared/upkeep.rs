@@ -4,19 +4,17 @@
 //! Who does it has a lease, which runs out by the database's clock when it is not kept. Each step is
 //! right also when two do it, so a lease need not be exact.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::TryStreamExt as _;
 use larder_core::Digest;
-use larder_core::retention::Ttl;
-use larder_core::size::human_size;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::upload::CLAIM;
 use super::{Shared, SharedError};
 use crate::Store;
-use crate::index::turns::{Candidate, FIRST};
+use crate::index::IndexError;
 
 /// How often the budget and abandoned claims are looked at.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -25,14 +23,11 @@ const PERIOD: Duration = Duration::from_secs(5);
 const LEASE: Duration = Duration::from_secs(15);
 
 /// The lease of whoever keeps the budget and collects, and that of whoever reads again.
-const KEEPING: &str = "keeping";
+pub(super) const KEEPING: &str = "keeping";
 const SCRUBBING: &str = "scrubbing";
 
 /// How many candidates, objects or claims are looked at in one go.
 const BATCH: u32 = 64;
-
-/// Down to which percentage of the budget content goes once it has begun to.
-const LOW_WATERMARK: u64 = 90;
 
 /// How many bytes of the bucket are read again in a second.
 const SCRUB_RATE: u64 = 16 << 20;
@@ -47,12 +42,20 @@ impl Shared {
     /// dropped.
     pub(crate) async fn keep(self, store: Store) {
         let mut next_search = SystemTime::now() + SEARCH;
+        let mut next_expiry = Instant::now();
         loop {
             sleep(PERIOD).await;
             if !self.has_lease(KEEPING).await {
                 continue;
             }
             report("collecting what uploads have left", self.collect().await);
+            if next_expiry <= Instant::now() {
+                report(
+                    "removing what has gone unused of what is shared",
+                    self.expire(&store).await,
+                );
+                next_expiry = Instant::now() + store.expiry_interval();
+            }
             report("keeping the budget of what is shared", self.keep_budget(&store).await);
             if next_search <= SystemTime::now() {
                 next_search = SystemTime::now() + SEARCH;
@@ -74,7 +77,7 @@ impl Shared {
         }
     }
 
-    async fn has_lease(&self, name: &str) -> bool {
+    pub(super) async fn has_lease(&self, name: &str) -> bool {
         self.ask(self.0.index.lease(name, &self.0.me, LEASE)).await.unwrap_or(false)
     }
 
@@ -98,62 +101,25 @@ impl Shared {
 
     /// Removes an object and what is known of it, unless somebody is at it now.
     pub(super) async fn let_go(&self, digest: &Digest) -> Result<(), SharedError> {
-        let Some(upload) = self.claim(digest).await? else { return Ok(()) };
-        self.ask(self.0.index.remove_blob(digest)).await?;
+        self.remove(digest, self.0.index.remove_blob(digest)).await.map(drop)
+    }
+
+    /// Removes an object after the index has done with it what `forget` says, unless somebody is at it
+    /// now; whether it was removed.
+    pub(super) async fn remove<T>(
+        &self,
+        digest: &Digest,
+        forget: impl Future<Output = Result<T, IndexError>>,
+    ) -> Result<bool, SharedError> {
+        let Some(upload) = self.claim(digest).await? else { return Ok(false) };
+        self.ask(forget).await?;
         if let Some(upload) = upload {
             self.0.bucket.abort(digest, &upload).await?;
         }
         // After an error the claim runs out, and the object is found by the next search.
         self.0.bucket.remove(digest).await?;
-        self.ask(self.0.index.release_claim(digest, &self.0.me)).await
-    }
-
-    /// Lets go of what has gone unused longest: while more is stored than may be, and what may not
-    /// go unused for so long.
-    pub(super) async fn keep_budget(&self, store: &Store) -> Result<(), SharedError> {
-        let retention = store.retention();
-        let pins = store.pins().await.unwrap_or_else(|_| retention.pins.clone());
-        let index = &self.0.index;
-        let mut used = self.ask(index.total()).await?;
-        let is_over = self.0.budget.is_some_and(|budget| used > budget);
-        if !is_over && retention.shortest() == Ttl::Never {
-            return Ok(());
-        }
-        let low = match self.0.budget.filter(|_| is_over) {
-            Some(budget) => budget / 100 * LOW_WATERMARK,
-            None => u64::MAX,
-        };
-        let pinned = self.ask(index.pinned(&pins)).await?;
-        let (now, mut after, mut gone) = (SystemTime::now(), FIRST, (0_u64, 0_u64));
-        'pages: loop {
-            let batch = self.ask(index.unused_since(now, after, BATCH)).await?;
-            let Some(last) = batch.last() else { break };
-            after = last.place();
-            if !self.has_lease(KEEPING).await {
-                break;
-            }
-            for Candidate { content, digest, room, used_at, .. } in batch {
-                let unused = now.duration_since(used_at).unwrap_or_default();
-                let is_old = async || {
-                    let names = self.ask(index.names_of(content)).await?;
-                    Ok::<_, SharedError>(retention.ttl(&names).is_over(unused))
-                };
-                let may_be_old = retention.shortest().is_over(unused);
-                if used <= low && !may_be_old {
-                    break 'pages;
-                }
-                if pinned.contains(&content) || (used <= low && !is_old().await?) {
-                    continue;
-                }
-                self.let_go(&digest).await?;
-                used = used.saturating_sub(room);
-                gone = (gone.0 + 1, gone.1 + room);
-            }
-        }
-        if gone.0 > 0 {
-            info!("removed {} shared blobs of {}", gone.0, human_size(gone.1));
-        }
-        Ok(())
+        self.ask(self.0.index.release_claim(digest, &self.0.me)).await?;
+        Ok(true)
     }
 
     /// Reads again what was not read since `before`, and lets go of what is not what it is called.

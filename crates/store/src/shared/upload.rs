@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use larder_core::Digest;
-use larder_core::eviction::Order;
 use larder_core::manifest::Manifest as Parsed;
 use larder_core::name::Named;
 use tokio::task::{JoinError, JoinSet};
@@ -170,7 +169,7 @@ impl Shared {
         let manifest = manifest_of(store, digest).await?;
         self.put(digest, &blob).await?;
         let (len, now) = (blob.len, SystemTime::now());
-        let stored = Stored { len, room: len, now, order: Order::default(), fits: true };
+        let stored = Stored { len, room: len, now, order: self.order().await, fits: true };
         self.record(self.0.index.put_blob(digest, stored, first, manifest.as_ref())).await?;
         self.record(self.0.index.put_memberships(others, digest)).await?;
         store.index().set_shared(digest, true).await.map_err(StoreError::from)?;

@@ -257,7 +257,7 @@ const BUCKET: &str = "[s3]\nbucket = \"blobs\"\n";
 fn what_replicas_share_is_understood() {
     let text = format!(
         "{SHARED}index_password_file = \"password\"\nadvertise = \"http://10.0.0.1:5000\"\n{BUCKET}\
-         endpoint = \"http://s3:9000\"\nprefix = \"/some/where/\"\nregion = \"r\"\nredirect = true\n\
+         endpoint = \"https://s3:9000\"\nca = \"cert.pem\"\nprefix = \"/some/where/\"\nregion = \"r\"\nredirect = true\n\
          budget = \"1TB\"\ncredentials_file = \"aws\"\nprofile = \"ours\""
     );
     let config = config(&text);
@@ -265,6 +265,7 @@ fn what_replicas_share_is_understood() {
     assert_eq!(shared.database.0, "postgres://u:it@h:1/d?sslmode=require");
     assert_eq!(shared.advertise.as_ref().unwrap().as_str(), "http://10.0.0.1:5000/");
     assert!(shared.redirect && shared.s3.path_style);
+    assert!(shared.s3.ca.as_ref().unwrap().starts_with("-----BEGIN CERTIFICATE-----"));
     assert_eq!((shared.budget, shared.s3.prefix.as_str()), (Some(1_000_000_000_000), "some/where"));
     let keys = shared.s3.keys.as_ref().unwrap();
     assert_eq!((keys.id.as_str(), keys.secret.as_str()), ("two", "hunter2"));

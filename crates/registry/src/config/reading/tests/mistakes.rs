@@ -115,6 +115,38 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
             "3: s3.credentials_file: the file has no keys under [default]; write a file with aws_access_key_id and aws_secret_access_key",
         ),
         (
+            "[s3]\nbucket = \"blobs\"\nca = \"no.pem\"",
+            "3: s3.ca: reading `no.pem`: entity not found; write a path that can be read",
+        ),
+        (
+            "[s3]\nbucket = \"blobs\"\nca = \"token\"",
+            "3: s3.ca: token has no certificate in it; it must be PEM (`-----BEGIN …-----`)",
+        ),
+        (
+            "[s3]\nbucket = \"blobs\"\nendpoint = \"http://a\"\nca = \"cert.pem\"",
+            "4: s3.ca: the server is not asked by https; remove it, or write an https URL in `endpoint`",
+        ),
+        (
+            "index = \"postgres://h/d?sslmode=on\"",
+            "1: index: has an unknown `sslmode`; write one of disable, allow, prefer, require, verify-ca, verify-full",
+        ),
+        (
+            "index = \"postgres://h/d?sslmode=verify-full&sslrootcert=no.pem\"",
+            "1: index: sslrootcert: reading `no.pem`: entity not found; write a path that can be read",
+        ),
+        (
+            "index = \"postgres://h/d?sslmode=verify-full&sslrootcert=token\"",
+            "1: index: sslrootcert: token has no certificate in it; it must be PEM (`-----BEGIN …-----`)",
+        ),
+        (
+            "index = \"postgres://h/d?sslmode=require&sslrootcert=cert.pem\"",
+            "1: index: has an `sslrootcert` that is not asked for; add sslmode=verify-full, or remove it",
+        ),
+        (
+            "index = \"postgres://h/d?sslcert=cert.pem\"",
+            "1: index: has one of `sslcert` and `sslkey`; add the other one",
+        ),
+        (
             "index_password_file = \"password\"",
             "1: index_password_file: there is no database; remove it",
         ),

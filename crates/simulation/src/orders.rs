@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use larder_core::eviction::{self, Queue, Standing, Verdict};
 
 /// A store with an order.
-pub(super) trait Order {
+pub trait Order {
     /// Asks for a blob of `size` bytes; whether it was at hand. If not, it is now, and others may
     /// have gone for it; unless it is larger than the store.
     fn ask(&mut self, blob: usize, size: u64) -> bool;
@@ -20,7 +20,8 @@ fn place(rank: f64, time: u64, blob: usize) -> Place {
 }
 
 /// larder's own.
-pub(super) struct Ours {
+#[derive(Debug)]
+pub struct Ours {
     budget: u64,
     order: eviction::Order,
     time: u64,
@@ -32,21 +33,22 @@ pub(super) struct Ours {
     remembered: HashMap<usize, u32>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Held {
     size: u64,
     standing: Standing,
     place: Place,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Line {
     places: BTreeMap<Place, ()>,
     bytes: u64,
 }
 
 impl Ours {
-    pub(super) fn new(budget: u64) -> Self {
+    /// An empty one of so many bytes.
+    pub fn new(budget: u64) -> Self {
         Self {
             budget,
             order: eviction::Order::default(),
@@ -137,7 +139,8 @@ impl Order for Ours {
 }
 
 /// What was used longest ago goes first.
-pub(super) struct Lru {
+#[derive(Debug)]
+pub struct Lru {
     budget: u64,
     bytes: u64,
     time: u64,
@@ -146,7 +149,8 @@ pub(super) struct Lru {
 }
 
 impl Lru {
-    pub(super) fn new(budget: u64) -> Self {
+    /// An empty one of so many bytes.
+    pub fn new(budget: u64) -> Self {
         Self { budget, bytes: 0, time: 0, held: HashMap::new(), line: BTreeMap::new() }
     }
 }
@@ -178,7 +182,8 @@ impl Order for Lru {
 ///
 /// Source: Cherkasova, "Improving WWW proxies performance with Greedy-Dual-Size-Frequency caching
 /// policy", 1998, with a cost of 1.
-pub(super) struct Gdsf {
+#[derive(Debug)]
+pub struct Gdsf {
     budget: u64,
     bytes: u64,
     age: f64,
@@ -188,7 +193,8 @@ pub(super) struct Gdsf {
 }
 
 impl Gdsf {
-    pub(super) fn new(budget: u64) -> Self {
+    /// An empty one of so many bytes.
+    pub fn new(budget: u64) -> Self {
         let (held, line) = (HashMap::new(), BTreeMap::new());
         Self { budget, bytes: 0, age: 0.0, time: 0, held, line }
     }
@@ -224,7 +230,8 @@ impl Order for Gdsf {
 /// S3-FIFO, its queues measured in bytes.
 ///
 /// Source: Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023.
-pub(super) struct S3Fifo {
+#[derive(Debug)]
+pub struct S3Fifo {
     budget: u64,
     small: VecDeque<usize>,
     small_bytes: u64,
@@ -238,7 +245,8 @@ pub(super) struct S3Fifo {
 }
 
 impl S3Fifo {
-    pub(super) fn new(budget: u64) -> Self {
+    /// An empty one of so many bytes.
+    pub fn new(budget: u64) -> Self {
         Self {
             budget,
             small: VecDeque::new(),

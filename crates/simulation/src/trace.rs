@@ -5,17 +5,14 @@ use std::fmt;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::orders::Order;
+use crate::Order;
 
-/// How many blobs there are.
-pub(super) const BLOBS: usize = 20_000;
-
-/// Blobs that many images share, three by three.
-const SHARED: usize = 600;
+/// How many of a hundred blobs many images share, three by three.
+const SHARED: usize = 3;
 
 /// How the images are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// By popularity, which stays as it is.
     Steady,
     /// By popularity, and images become popular or fall out of use all the time.
@@ -29,7 +26,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 5] =
+    /// All of them.
+    pub const ALL: [Self; 5] =
         [Self::Steady, Self::Drift, Self::Scans, Self::Releases, Self::Fleets];
 }
 
@@ -46,7 +44,8 @@ impl fmt::Display for Kind {
 }
 
 /// Requests, in order.
-pub(super) struct Trace {
+#[derive(Debug)]
+pub struct Trace {
     /// The bytes of each blob.
     sizes: Vec<u64>,
     /// The blobs that are asked for.
@@ -54,10 +53,11 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    pub(super) fn generate(kind: Kind, n_requests: usize, seed: u64) -> Self {
+    /// Some requests for some blobs (at least 100). The same ones give the same trace.
+    pub fn generate(kind: Kind, n_blobs: usize, n_requests: usize, seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
-        let sizes: Vec<u64> = (0..BLOBS).map(|_| size(&mut random)).collect();
-        let mut maker = Maker::new(random);
+        let sizes: Vec<u64> = (0..n_blobs).map(|_| size(&mut random)).collect();
+        let mut maker = Maker::new(n_blobs, random);
         let mut requests = Vec::with_capacity(n_requests + 1000);
         for step in 0_u64.. {
             if requests.len() >= n_requests {
@@ -70,13 +70,30 @@ impl Trace {
         Self { sizes, requests }
     }
 
+    /// The same requests for blobs of other sizes.
+    #[must_use]
+    pub fn resized(mut self, size: impl Fn(u64) -> u64) -> Self {
+        self.sizes.iter_mut().for_each(|it| *it = size(*it));
+        self
+    }
+
+    /// The bytes of each blob.
+    pub fn sizes(&self) -> &[u64] {
+        &self.sizes
+    }
+
+    /// The blobs that are asked for: places in [`Trace::sizes`].
+    pub fn requests(&self) -> &[usize] {
+        &self.requests
+    }
+
     /// Bytes of all blobs.
-    pub(super) fn total(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.sizes.iter().sum()
     }
 
     /// The share of the requested bytes that was at hand.
-    pub(super) fn byte_hit_ratio(&self, order: &mut dyn Order) -> f64 {
+    pub fn byte_hit_ratio(&self, order: &mut dyn Order) -> f64 {
         let (mut hits, mut all) = (0, 0);
         for &blob in &self.requests {
             let size = self.sizes[blob];
@@ -114,10 +131,11 @@ struct Maker {
 }
 
 impl Maker {
-    fn new(mut random: SmallRng) -> Self {
-        let bases = Zipf::new(SHARED / 3, 0.8);
-        let (mut images, mut next) = (Vec::new(), SHARED);
-        while next + 5 <= BLOBS {
+    fn new(n_blobs: usize, mut random: SmallRng) -> Self {
+        let n_bases = n_blobs / 100 * SHARED / 3;
+        let bases = Zipf::new(n_bases, 0.8);
+        let (mut images, mut next) = (Vec::new(), 3 * n_bases);
+        while next + 5 <= n_blobs {
             let base = 3 * bases.pick(&mut random);
             let own = next..next + random.random_range(2..=5);
             next = own.end;
@@ -196,11 +214,12 @@ mod tests {
 
     #[test]
     fn a_trace_is_the_same_each_time_and_as_long_as_asked_for() {
+        let generate = |kind| Trace::generate(kind, 1000, 5000, 1);
         for kind in Kind::ALL {
-            let (one, other) = (Trace::generate(kind, 5000, 1), Trace::generate(kind, 5000, 1));
+            let (one, other) = (generate(kind), generate(kind));
             assert_eq!(one.requests.len(), 5000, "{kind}");
             assert_eq!(one.requests, other.requests, "{kind}");
-            assert!(one.requests.iter().all(|&blob| blob < BLOBS));
+            assert!(one.requests.iter().all(|&blob| blob < 1000));
         }
     }
 }
