@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a harness, what cannot go on is a failed test")]
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -16,11 +17,13 @@ use tokio::sync::Mutex;
 
 use crate::process::{Process, Stream, peer, run};
 
-/// A server, on a unix socket. It ends when this is dropped.
+/// A server, on a unix socket, and on loopback where a test asks for it. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Postgres {
     server: Process,
     account: Option<Account>,
+    /// On loopback.
+    port: Option<u16>,
     n_databases: AtomicUsize,
     folder: TempDir,
 }
@@ -32,6 +35,12 @@ struct Account {
     group: u32,
 }
 
+/// What whoever comes by loopback has to know.
+const PASSWORD: &str = "larder-secret";
+
+/// The port of a unix socket is part of its name.
+const SOCKET_PORT: u16 = 5432;
+
 /// The one of [`Postgres::shared`], as long as somebody has it.
 static SHARED: Mutex<Weak<Postgres>> = Mutex::const_new(Weak::new());
 
@@ -42,19 +51,39 @@ impl Postgres {
     ///
     /// If it is not installed or does not start.
     pub async fn start() -> Self {
+        Self::start_at(None).await
+    }
+
+    /// The same, for those who have no socket of this computer: on a loopback address, too, where it
+    /// wants a password.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    pub async fn start_on_loopback() -> Self {
+        // Nobody had it a moment ago: the server cannot be asked for any free one and say which.
+        let free = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+        Self::start_at(Some(free.port())).await
+    }
+
+    async fn start_at(port: Option<u16>) -> Self {
         // Short, as the path of a unix socket must be.
         let folder = tempfile::Builder::new().prefix("larder-").tempdir().unwrap();
         let account = rustix::process::getuid().is_root().then(Account::of_package);
         if let Some(Account { user, group }) = account {
             chown(folder.path(), Some(user), Some(group)).unwrap();
         }
+        let password = folder.path().join("password");
+        fs::write(&password, PASSWORD).unwrap();
         let mut initdb = command("initdb", account);
         initdb.arg("-D").arg(folder.path().join("data"));
-        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]);
+        initdb.args(["--username=postgres", "--encoding=UTF8", "--no-sync"]);
+        initdb.args(["--auth-local=trust", "--auth-host=scram-sha-256"]);
+        initdb.arg("--pwfile").arg(password);
         initdb.args(["--locale=C", "--locale-provider=icu", "--icu-locale=en"]);
         run(&mut initdb).await.expect("initdb");
-        let server = serve(folder.path(), account).await;
-        Self { server, account, n_databases: AtomicUsize::new(0), folder }
+        let server = serve(folder.path(), account, port).await;
+        Self { server, account, port, n_databases: AtomicUsize::new(0), folder }
     }
 
     /// One for all tests of a process that want one at the same time: starting it takes a second.
@@ -78,12 +107,41 @@ impl Postgres {
     ///
     /// If the server does not make it.
     pub async fn database(&self) -> String {
+        let name = self.new_database().await;
+        let (folder, port) = (self.folder.path().to_str().unwrap(), self.socket_port());
+        format!("postgres://postgres@localhost/{name}?host={folder}&port={port}")
+    }
+
+    /// Makes an empty database, and returns the URL, with the password, by which those reach it who
+    /// find the server's loopback address at `host` (`HOST:PORT`).
+    ///
+    /// # Panics
+    ///
+    /// If the server does not make it.
+    pub async fn database_at(&self, host: &str) -> String {
+        format!("postgres://postgres:{PASSWORD}@{host}/{}", self.new_database().await)
+    }
+
+    /// `127.0.0.1:PORT`
+    ///
+    /// # Panics
+    ///
+    /// If it was not started by [`Self::start_on_loopback`].
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port.expect("it is on loopback"))
+    }
+
+    fn socket_port(&self) -> u16 {
+        self.port.unwrap_or(SOCKET_PORT)
+    }
+
+    async fn new_database(&self) -> String {
         let name = format!("test_{}", self.n_databases.fetch_add(1, Ordering::Relaxed));
         let mut createdb = command("createdb", None);
-        createdb.arg("--host").arg(self.folder.path()).args(["--port=5432", "--username=postgres"]);
+        createdb.arg("--host").arg(self.folder.path()).arg("--username=postgres");
+        createdb.arg(format!("--port={}", self.socket_port()));
         run(createdb.arg(&name)).await.expect("createdb");
-        let folder = self.folder.path().to_str().unwrap();
-        format!("postgres://postgres@localhost/{name}?host={folder}&port=5432")
+        name
     }
 
     /// Kills it, as `kill -9` does, and waits until all of its processes are gone.
@@ -103,7 +161,7 @@ impl Postgres {
     ///
     /// If it does not start.
     pub async fn restart(&mut self) {
-        self.server = serve(self.folder.path(), self.account).await;
+        self.server = serve(self.folder.path(), self.account, self.port).await;
     }
 }
 
@@ -127,9 +185,11 @@ impl Account {
 }
 
 /// Starts the server and waits until it takes connections.
-async fn serve(folder: &Path, account: Option<Account>) -> Process {
+async fn serve(folder: &Path, account: Option<Account>, port: Option<u16>) -> Process {
     let mut command = command("postgres", account);
-    command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder).args(["-h", "", "-p", "5432"]);
+    command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder);
+    command.args(["-h", if port.is_some() { "127.0.0.1" } else { "" }]);
+    command.args(["-p", &port.unwrap_or(SOCKET_PORT).to_string()]);
     // What the kernel has survives a kill. Tests at once need more connections than the usual 100.
     command.args(["-c", "fsync=off", "-c", "max_connections=300"]);
     let server = Process::start("postgres", &mut command);
