@@ -18,7 +18,7 @@
 //! No two clusters share an address or a file, so that as many as the computer bears may run at
 //! once. There is no cluster DNS. The computer's own settings stay as they are.
 
-mod cgroups;
+pub(crate) mod cgroups;
 mod control_plane;
 pub mod images;
 pub mod installation;

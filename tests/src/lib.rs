@@ -10,6 +10,7 @@
 //! - [`docker_registry`], [`containerd`], [`docker`], [`podman`], [`skopeo`], [`copier`]: its peers;
 //!   [`client`]: any of those that pull; [`suite`], [`root`]: those of newer Debians;
 //! - [`kubernetes`]: a cluster, in namespaces of its own;
+//! - [`systemd`]: one that the program is a unit of;
 //! - [`scene`], [`replicas`]: the usual scenes;
 //! - [`mod@line`]: a connection between two of them that can be broken;
 //! - [`http`]: a client that sees what real ones hide, such as how a body ended;
@@ -42,6 +43,7 @@ pub mod scratch;
 pub mod skopeo;
 pub mod strace;
 pub mod suite;
+pub mod systemd;
 
 pub use agent::Agent;
 pub use client::Client;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use larder_core::Digest;
 use larder_testkit::upstream::Request;
 use larder_testkit::{Fault, Image, On, Upstream, patiently};
+use larder_tests::agent::Settings;
 use larder_tests::scene::{HOST, REPOSITORY, blob_path, manifest_path};
 use larder_tests::scratch::Scratch;
 use larder_tests::{Agent, Larder, Replicas, Scene, http};
@@ -84,9 +85,12 @@ async fn twenty_nodes_that_want_one_cold_blob_of_a_slow_upstream_fetch_it_once()
     let layer = &image.layers[0];
     // Longer than any limit of the agents' for a cache that is dead.
     replicas.upstream.fault(On::digest(&layer.digest), Fault::Think(Duration::from_secs(2)));
+    // They know where it is: whoever goes there is seen.
+    let upstream = format!("{HOST}={}", replicas.upstream.url());
     let mut agents = Vec::new();
     for _ in 0..20 {
-        agents.push(agent_of(&replicas).await);
+        let settings = settings_of(&replicas).arguments(&["--upstream", &upstream]);
+        agents.push(settings.start().await);
     }
     for agent in &agents {
         agent.knows(2).await;
@@ -105,8 +109,14 @@ async fn twenty_nodes_that_want_one_cold_blob_of_a_slow_upstream_fetch_it_once()
     }
     assert_eq!(replicas.upstream.n_fetches(&layer.digest), 1);
     assert_eq!(replicas.upstream.bytes_sent(&layer.digest), layer.bytes.len() as u64);
+    let length = layer.bytes.len() as f64;
     for agent in &agents {
-        assert_eq!(agent.metric("larder_agent_fallbacks_total", &[]).await, 0.0);
+        // All of these are counted by the same beat of its worker.
+        agent.counts("larder_agent_bytes_total", &[], |it| it == length).await;
+        for name in ["fallbacks", "resumed", "cut"] {
+            let name = format!("larder_agent_{name}_total");
+            assert_eq!(agent.metric(&name, &[]).await, 0.0, "{name}");
+        }
     }
 }
 
@@ -283,9 +293,10 @@ async fn sender_of(replicas: &Replicas, before: &[f64]) -> usize {
 
 /// An agent that knows them all.
 async fn agent_of(replicas: &Replicas) -> Agent {
-    let settings = replicas
-        .all
-        .iter()
-        .fold(Agent::settings(), |settings, replica| settings.cache(&replica.url("")));
-    settings.start().await
+    settings_of(replicas).start().await
+}
+
+fn settings_of(replicas: &Replicas) -> Settings {
+    let caches = replicas.all.iter().map(|replica| replica.url(""));
+    caches.fold(Agent::settings(), |settings, url| settings.cache(&url))
 }

@@ -103,6 +103,22 @@ caches: {hub: {upstreams: [{upstream: docker.io}]}}
     assert!(!without.contains("webhook"), "{without}");
 }
 
+/// Of an agent whose supervisor hangs, the kubelet alone can find out.
+#[tokio::test]
+async fn an_agent_that_hangs_is_replaced_within_half_a_minute() {
+    let rendered = template(&[]).await.expect("helm template");
+    let agent = rendered.split("\n---\n").find(|it| it.contains("kind: DaemonSet")).unwrap();
+    let probe = agent.split_once("livenessProbe:").unwrap().1.split_once("resources:").unwrap().0;
+    let number = |key: &str| {
+        let line = probe.lines().find_map(|line| line.trim().strip_prefix(key)).expect(key);
+        line.trim_start_matches(':').trim().parse::<u64>().unwrap()
+    };
+    assert!(probe.contains("path: /healthz"), "{probe}");
+    let found = number("periodSeconds") * number("failureThreshold") + number("timeoutSeconds");
+    let ended = number("terminationGracePeriodSeconds");
+    assert!(found + ended <= 30, "{probe}");
+}
+
 /// Nothing but the agent has more rights in a pod than the restricted standard gives.
 #[tokio::test]
 async fn only_the_agent_is_privileged() {

@@ -69,7 +69,8 @@ impl Services {
             Rgw::start_with_tls(&certificate, &key),
             Postgres::start_with_tls(&certificate, &key)
         );
-        let (bucket, database) = (rgw.bucket().await, postgres.database().await);
+        let database = postgres.database_at(&postgres.address()).await;
+        let bucket = rgw.bucket().await;
         let upstream = Upstream::start().await;
         Self { authority, rgw, bucket, database, _postgres: postgres, upstream }
     }

@@ -239,7 +239,15 @@ impl Turn<'_> {
             Some(secret) => {
                 self.versions.extend(secret.resource_version());
                 let data = secret.data.as_ref().and_then(|it| it.get("ca.crt"));
-                self.bundle = data.and_then(|it| String::from_utf8(it.0.clone()).ok());
+                let bundle = data.and_then(|it| String::from_utf8(it.0.clone()).ok());
+                self.bundle = bundle.filter(|text| !text.trim().is_empty());
+                if self.bundle.is_none() {
+                    let what = format!(
+                        "secret `{}`: the issuer of http.issuerRef has put no authority into it as `ca.crt`, so that nodes cannot know whom to trust; name an issuer that does",
+                        self.scope.names.certificate()
+                    );
+                    self.problems.push(Problem::new("SecretIncomplete", what));
+                }
             }
             None => self.progress.push("cert-manager is issuing the certificate".to_owned()),
         }

@@ -17,12 +17,12 @@ use tokio::sync::Mutex;
 use crate::process::{Process, Stream, peer, run};
 use crate::rgw::free_ports;
 
-/// A server, on a unix socket; and on TCP, where it speaks TLS. It ends when this is dropped.
+/// A server, on a unix socket, and on loopback where a test asks for it. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Postgres {
     server: Process,
     account: Option<Account>,
-    /// Where it speaks TLS.
+    /// On loopback.
     port: Option<u16>,
     n_databases: AtomicUsize,
     folder: TempDir,
@@ -35,8 +35,11 @@ struct Account {
     group: u32,
 }
 
-/// What its socket is called after.
-const SOCKET: u16 = 5432;
+/// What whoever comes by loopback has to know.
+const PASSWORD: &str = "larder-secret";
+
+/// The port of a unix socket is part of its name.
+const SOCKET_PORT: u16 = 5432;
 
 /// The one of [`Postgres::shared`], as long as somebody has it.
 static SHARED: Mutex<Weak<Postgres>> = Mutex::const_new(Weak::new());
@@ -48,47 +51,49 @@ impl Postgres {
     ///
     /// If it is not installed or does not start.
     pub async fn start() -> Self {
-        Self::start_as(None).await
+        Self::start_at(None, None).await
     }
 
-    /// Starts an empty one that also answers on 127.0.0.1, and there by TLS alone, with this
-    /// certificate and key (PEM).
+    /// The same, for those who have no socket of this computer: on a loopback address, too, where it
+    /// wants a password.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    pub async fn start_on_loopback() -> Self {
+        let [port] = free_ports();
+        Self::start_at(Some(port), None).await
+    }
+
+    /// The same, and there by TLS alone, with this certificate and key (PEM).
     ///
     /// # Panics
     ///
     /// As [`Self::start`].
     pub async fn start_with_tls(certificate: &str, key: &str) -> Self {
-        Self::start_as(Some((certificate, key))).await
+        let [port] = free_ports();
+        Self::start_at(Some(port), Some((certificate, key))).await
     }
 
-    async fn start_as(tls: Option<(&str, &str)>) -> Self {
+    async fn start_at(port: Option<u16>, tls: Option<(&str, &str)>) -> Self {
         // Short, as the path of a unix socket must be.
         let folder = tempfile::Builder::new().prefix("larder-").tempdir().unwrap();
         let account = rustix::process::getuid().is_root().then(Account::of_package);
         if let Some(Account { user, group }) = account {
             chown(folder.path(), Some(user), Some(group)).unwrap();
         }
+        let password = folder.path().join("password");
+        fs::write(&password, PASSWORD).unwrap();
         let mut initdb = command("initdb", account);
         initdb.arg("-D").arg(folder.path().join("data"));
-        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]);
+        initdb.args(["--username=postgres", "--encoding=UTF8", "--no-sync"]);
+        initdb.args(["--auth-local=trust", "--auth-host=scram-sha-256"]);
+        initdb.arg("--pwfile").arg(password);
         initdb.args(["--locale=C", "--locale-provider=icu", "--icu-locale=en"]);
         run(&mut initdb).await.expect("initdb");
-        let port = tls.map(|(certificate, key)| {
-            let data = folder.path().join("data");
-            fs::write(data.join("pg_hba.conf"), "local all all trust\nhostssl all all all trust\n")
-                .unwrap();
-            for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
-                let path = data.join(name);
-                fs::write(&path, pem).unwrap();
-                // It refuses a key that others may read.
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-                if let Some(Account { user, group }) = account {
-                    chown(&path, Some(user), Some(group)).unwrap();
-                }
-            }
-            let [port] = free_ports();
-            port
-        });
+        if let Some((certificate, key)) = tls {
+            encrypt(&folder.path().join("data"), account, certificate, key);
+        }
         let server = serve(folder.path(), account, port).await;
         Self { server, account, port, n_databases: AtomicUsize::new(0), folder }
     }
@@ -108,23 +113,47 @@ impl Postgres {
         started
     }
 
-    /// Makes an empty database, and returns its URL: where the server speaks TLS, there, and without
-    /// an `sslmode`.
+    /// Makes an empty database, and returns its URL.
     ///
     /// # Panics
     ///
     /// If the server does not make it.
     pub async fn database(&self) -> String {
+        let name = self.new_database().await;
+        let (folder, port) = (self.folder.path().to_str().unwrap(), self.socket_port());
+        format!("postgres://postgres@localhost/{name}?host={folder}&port={port}")
+    }
+
+    /// Makes an empty database, and returns the URL, with the password, by which those reach it who
+    /// find the server's loopback address at `host` (`HOST:PORT`).
+    ///
+    /// # Panics
+    ///
+    /// If the server does not make it.
+    pub async fn database_at(&self, host: &str) -> String {
+        format!("postgres://postgres:{PASSWORD}@{host}/{}", self.new_database().await)
+    }
+
+    /// `127.0.0.1:PORT`
+    ///
+    /// # Panics
+    ///
+    /// If it was started by [`Self::start`].
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port.expect("it is on loopback"))
+    }
+
+    fn socket_port(&self) -> u16 {
+        self.port.unwrap_or(SOCKET_PORT)
+    }
+
+    async fn new_database(&self) -> String {
         let name = format!("test_{}", self.n_databases.fetch_add(1, Ordering::Relaxed));
         let mut createdb = command("createdb", None);
-        let port = self.port.unwrap_or(SOCKET);
-        createdb.arg("--host").arg(self.folder.path()).arg(format!("--port={port}"));
-        run(createdb.arg("--username=postgres").arg(&name)).await.expect("createdb");
-        if let Some(port) = self.port {
-            return format!("postgres://postgres@127.0.0.1:{port}/{name}");
-        }
-        let folder = self.folder.path().to_str().unwrap();
-        format!("postgres://postgres@localhost/{name}?host={folder}&port={SOCKET}")
+        createdb.arg("--host").arg(self.folder.path()).arg("--username=postgres");
+        createdb.arg(format!("--port={}", self.socket_port()));
+        run(createdb.arg(&name)).await.expect("createdb");
+        name
     }
 
     /// Kills it, as `kill -9` does, and waits until all of its processes are gone.
@@ -167,15 +196,28 @@ impl Account {
     }
 }
 
+/// Has a server that has not started yet take nobody from elsewhere without TLS.
+fn encrypt(data: &Path, account: Option<Account>, certificate: &str, key: &str) {
+    let who = "local all all trust\nhostssl all all all scram-sha-256\n";
+    fs::write(data.join("pg_hba.conf"), who).unwrap();
+    fs::write(data.join("postgresql.auto.conf"), "ssl = on\n").unwrap();
+    for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
+        let path = data.join(name);
+        fs::write(&path, pem).unwrap();
+        // It refuses a key that others may read.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        if let Some(Account { user, group }) = account {
+            chown(&path, Some(user), Some(group)).unwrap();
+        }
+    }
+}
+
 /// Starts the server and waits until it takes connections.
 async fn serve(folder: &Path, account: Option<Account>, port: Option<u16>) -> Process {
     let mut command = command("postgres", account);
     command.arg("-D").arg(folder.join("data")).arg("-k").arg(folder);
-    let host = if port.is_some() { "127.0.0.1" } else { "" };
-    command.args(["-h", host, "-p", &port.unwrap_or(SOCKET).to_string()]);
-    if port.is_some() {
-        command.args(["-c", "ssl=on"]);
-    }
+    command.args(["-h", if port.is_some() { "127.0.0.1" } else { "" }]);
+    command.args(["-p", &port.unwrap_or(SOCKET_PORT).to_string()]);
     // What the kernel has survives a kill. Tests at once need more connections than the usual 100.
     command.args(["-c", "fsync=off", "-c", "max_connections=300"]);
     let server = Process::start("postgres", &mut command);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// A group in every hierarchy. Dropping it removes it, with the groups below it.
 #[derive(Debug)]
-pub(super) struct Cgroups {
+pub(crate) struct Cgroups {
     name: String,
     paths: Vec<PathBuf>,
 }
@@ -16,7 +16,7 @@ impl Cgroups {
     /// # Panics
     ///
     /// If that cannot be done (it needs root).
-    pub(super) fn make(name: &str) -> Self {
+    pub(crate) fn make(name: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         let mut made = Self { name: name.to_owned(), paths: Vec::new() };
         for mount in mounts.lines() {
@@ -41,6 +41,16 @@ impl Cgroups {
             made.paths.push(path);
         }
         made
+    }
+
+    /// The group in the unified hierarchy.
+    ///
+    /// # Panics
+    ///
+    /// If this computer has none mounted.
+    pub(crate) fn unified(&self) -> &Path {
+        let is_unified = |path: &&PathBuf| path.join("cgroup.type").exists();
+        self.paths.iter().find(is_unified).expect("a cgroup2 file system is mounted")
     }
 
     /// What it is called, in each hierarchy.

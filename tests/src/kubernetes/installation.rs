@@ -174,16 +174,26 @@ impl Installation {
     ///
     /// If one cannot be asked.
     pub async fn requests(&self, cluster: &Cluster, name: &str, host: &str) -> f64 {
-        let mut sum = 0.0;
+        let pages = self.metrics(cluster, name).await;
+        let of_host = [("upstream", host)];
+        pages.iter().map(|page| metrics::sum(page, "larder_requests_total", &of_host)).sum()
+    }
+
+    /// The metrics of each replica of a cache that there is.
+    ///
+    /// # Panics
+    ///
+    /// If one cannot be asked.
+    pub async fn metrics(&self, cluster: &Cluster, name: &str) -> Vec<String> {
+        let mut pages = Vec::new();
         for pod in self.replicas(name).await {
             let address: IpAddr = pod.status.unwrap().pod_ip.unwrap().parse().unwrap();
             let forward = cluster.reach((address, 5001).into());
             let url = format!("http://{}/metrics", forward.address);
             let page = http::get(&url).send().await.bytes().await.unwrap();
-            let page = std::str::from_utf8(&page).unwrap();
-            sum += metrics::sum(page, "larder_requests_total", &[("upstream", host)]);
+            pages.push(String::from_utf8(page.into()).unwrap());
         }
-        sum
+        pages
     }
 }
 

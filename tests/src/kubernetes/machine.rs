@@ -207,7 +207,7 @@ impl Drop for Machine {
 }
 
 /// The first child of a process, if it has one.
-pub(super) fn child_of(pid: Pid) -> Option<Pid> {
+pub(crate) fn child_of(pid: Pid) -> Option<Pid> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
 }
