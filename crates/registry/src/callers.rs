@@ -10,21 +10,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::StatusCode;
 use http::header::HeaderMap;
 use larder_core::access::{Plan, Said, Situation, Verdict, plan, settle};
 use larder_core::media::Accept;
 use larder_core::name::Named;
-use larder_core::{Digest, Reference};
 use larder_upstream::{Caller, Error};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::flights::{Flights, Waiting};
 use crate::manifests::PATIENCE;
-use crate::metrics::Outcome;
 use crate::refusal::{Asking, Refusal};
-use crate::respond;
 use crate::rights::{Asker, CallerId};
 use crate::service::{Answer, Ask, Registry, What};
 use crate::upstream::Upstream;

@@ -166,12 +166,14 @@ impl Exchange {
                 }
             }
             Who::Nobody => match self.attempt(base, question).await {
-                // What was shown is nobody's; this is asked once more to hear what is wanted.
-                Err(Failure { error: Error::Denied, .. }) => {
+                // Without a token, or with one that is not enough: asked bare, upstream says what is.
+                // A token service that has none for everybody may say so in any way.
+                Err(failure) if matches!(failure.error, Error::Denied | Error::Protocol(_)) => {
                     let answer = self.send(base, question, None).await?;
-                    Err(match is_refusal(&answer) {
-                        true => refused_by(base, &answer),
-                        false => Error::CallerRefused { challenge: None },
+                    Err(match (is_refusal(&answer), failure.error) {
+                        (true, _) => refused_by(base, &answer),
+                        (false, Error::Denied) => Error::CallerRefused { challenge: None },
+                        (false, error) => error,
                     }
                     .into())
                 }
