@@ -34,6 +34,15 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
 }
 
+impl Descriptor {
+    /// Whether it is one that registries need not have, by its media type.
+    ///
+    /// Source: OCI image-spec 1.1, `layer.md`, "Non-Distributable Layers"; Docker's foreign layers.
+    pub fn is_foreign(&self) -> bool {
+        self.media_type.contains(".nondistributable.") || self.media_type.contains(".foreign.")
+    }
+}
+
 /// The platform that an entry of an index is for.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Platform {
@@ -136,9 +145,12 @@ impl Manifest {
         }
     }
 
-    /// Everything this manifest refers to, its subject left out.
+    /// Everything that a registry has beside this manifest, or would not have taken it: all that it
+    /// refers to, but for its subject and what is elsewhere. Of those no registry has checked that whoever
+    /// pushed the manifest has them.
     pub fn children(&self) -> impl Iterator<Item = &Descriptor> {
-        self.blobs.iter().chain(&self.manifests)
+        let blobs = self.blobs.iter().filter(|blob| !blob.is_foreign());
+        blobs.chain(&self.manifests)
     }
 }
 
