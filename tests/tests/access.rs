@@ -4,7 +4,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use larder_core::Digest;
+use larder_core::{Digest, media};
 use larder_testkit::{Accounts, Content, Fault, Gate, Image, Login, On, Upstream};
 use larder_tests::http::{Request, Response};
 use larder_tests::scene::HOST;
@@ -91,7 +91,23 @@ async fn who_is_refused_is_told_what_upstream_wants_to_see() {
     let world = World::new(false, "access = \"caller\"\n").await;
     world.push(PRIVATE, 1, &[100]);
     let refused = world.send("GET", &manifest(PRIVATE, "1"), &basic(MALLORY)).await;
-    assert_eq!((refused.status, refused.header("www-authenticate")), (401, "Basic realm=\"testkit\""));
+    assert_eq!(
+        (refused.status, refused.header("www-authenticate")),
+        (401, "Basic realm=\"testkit\"")
+    );
+}
+
+#[tokio::test]
+async fn those_who_show_nothing_cost_upstream_little() {
+    let world = World::new(true, "access = \"caller\"\n").await;
+    let image = world.push(PRIVATE, 1, &[100]);
+    for path in everything(PRIVATE, &image).iter().cycle().take(50) {
+        assert_eq!(world.send("GET", path, "").await.status, 401);
+    }
+    // What it takes to hear what upstream wants is remembered for five seconds, of which this takes
+    // one or two.
+    let n_asked = world.upstream.count(|_| true);
+    assert!(n_asked < 50, "{n_asked}");
 }
 
 #[tokio::test]
@@ -150,7 +166,8 @@ async fn a_credential_that_upstream_refuses_loses_its_right_at_once() {
     let world = World::new(false, "access = \"caller\"\n").await;
     let image = world.push(PRIVATE, 1, &[100, 100]);
     let (cold, warm) = (&image.layers[0], &image.layers[1]);
-    let get = async |digest: &Digest| world.send("GET", &blob(PRIVATE, digest), &basic(ALICE)).await;
+    let get =
+        async |digest: &Digest| world.send("GET", &blob(PRIVATE, digest), &basic(ALICE)).await;
     get(&warm.digest).await.expect_body(&warm.bytes).await.unwrap();
     world.allow(&[BOB]);
     // It is still remembered.
@@ -213,7 +230,8 @@ async fn offline_nobody_has_a_right() {
     let world = World::new(false, "access = \"caller\"\n").await;
     let image = world.push(PRIVATE, 1, &[100]);
     world.expect_image(ALICE, PRIVATE, &image).await;
-    let settings = Scene::settings(&world.upstream, "access = \"caller\"\n").config_first("offline = true");
+    let settings =
+        Scene::settings(&world.upstream, "access = \"caller\"\n").config_first("offline = true");
     let settings = settings.data_of(&world.larder);
     world.larder.kill();
     let larder = settings.start().await;
@@ -288,6 +306,33 @@ async fn a_fill_that_nobody_has_a_right_to_any_more_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_reference_that_no_registry_checks_gives_no_right() {
+    let world = World::new(false, "access = \"caller\"\n").await;
+    let image = world.push(PRIVATE, 1, &[100]);
+    world.expect_image(ALICE, PRIVATE, &image).await;
+    let layer = &image.layers[0];
+    let mut forged = Image::random(2, &[100]);
+    let config = forged.config.clone().unwrap();
+    let text = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": media::OCI_MANIFEST,
+        "config": {
+            "mediaType": config.media_type, "digest": config.digest, "size": config.bytes.len(),
+        },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "digest": layer.digest, "size": layer.bytes.len(), "urls": ["https://elsewhere.test/"],
+        }],
+    });
+    forged.manifest = Content::new(media::OCI_MANIFEST, text.to_string());
+    world.upstream.push(OTHER, "1", &forged);
+    let get = async |path: &str| world.send("GET", path, &basic(MALLORY)).await;
+    get(&manifest(OTHER, "1")).await.expect_body(&forged.manifest.bytes).await.unwrap();
+    get(&blob(OTHER, &config.digest)).await.expect_body(&config.bytes).await.unwrap();
+    assert_eq!(get(&blob(OTHER, &layer.digest)).await.status, 404);
+}
+
+#[tokio::test]
 async fn the_catalog_leaves_out_what_not_everybody_may_read() {
     let world = World::new(false, "access = \"caller\"\n").await;
     let image = world.push(PRIVATE, 1, &[100]);
@@ -357,7 +402,8 @@ impl World {
         let upstream = Upstream::start().await;
         upstream.require(login(by_token));
         let config = format!("{config}deadline = \"10s\"\n");
-        let larder = Scene::settings(&upstream, &config).arguments(&["--log-level", "trace"]).start().await;
+        let larder =
+            Scene::settings(&upstream, &config).arguments(&["--log-level", "trace"]).start().await;
         Self { upstream, larder, by_token }
     }
 

@@ -118,9 +118,8 @@ mod tests {
 
     #[test]
     fn only_silence_is_bridged_by_the_grace() {
-        let settled = |said, proved: Option<u64>| {
-            settle(said, proved.map(Duration::from_secs), BOUNDS)
-        };
+        let settled =
+            |said, proved: Option<u64>| settle(said, proved.map(Duration::from_secs), BOUNDS);
         assert_eq!(settled(Said::Nothing, Some(599)), Verdict::Serve);
         assert_eq!(settled(Said::Nothing, Some(600)), Verdict::Unavailable);
         assert_eq!(settled(Said::Nothing, None), Verdict::Unavailable);

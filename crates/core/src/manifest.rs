@@ -182,6 +182,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_elsewhere_is_nothing_that_the_registry_vouches_for() {
+        let elsewhere = [
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        ];
+        for media_type in elsewhere {
+            let foreign = descriptor().replace("x/y", media_type);
+            let text = format!(r#"{{"schemaVersion":2,"layers":[{foreign},{}]}}"#, descriptor());
+            let manifest = Manifest::parse(text.as_bytes()).unwrap();
+            let children: Vec<&Descriptor> = manifest.children().collect();
+            assert_eq!((manifest.blobs.len(), children), (2, vec![&manifest.blobs[1]]));
+        }
+    }
+
+    #[test]
     fn an_index_refers_to_manifests() {
         let text = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, descriptor());
         let manifest = Manifest::parse(text.as_bytes()).unwrap();

@@ -8,7 +8,7 @@
 //! given.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::HeaderMap;
 use larder_core::access::{Plan, Said, Situation, Verdict, plan, settle};
@@ -19,7 +19,6 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::flights::{Flights, Waiting};
-use crate::manifests::PATIENCE;
 use crate::refusal::{Asking, Refusal};
 use crate::rights::{Asker, CallerId};
 use crate::service::{Answer, Ask, Registry, What};
@@ -29,8 +28,20 @@ use crate::upstream::Upstream;
 /// whoever else began what it waited for.
 const TRIES: usize = 2;
 
+/// How long a caller waits to have their right proved: with what is asked of upstream after that, about
+/// as long as others wait in all. A registry that takes longer for a HEAD is as good as away.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it is remembered that nobody in particular may not read something: most logins begin by
+/// asking, and to hear what upstream wants to see takes some requests each time.
+const CHALLENGE_MEMORY: Duration = Duration::from_secs(5);
+
+/// For how many repositories: some 2 MiB.
+const MAX_CHALLENGES: u64 = 5_000;
+
 /// What is being found out about callers' rights.
 pub(crate) struct Callers {
+    challenges: moka::sync::Cache<Arc<Named>, String>,
     proofs: Flights<Proof, Result<(), Error>>,
     tasks: TaskTracker,
 }
@@ -42,7 +53,11 @@ type Proof = (CallerId, Arc<Named>, What);
 impl Callers {
     pub(crate) fn new() -> Self {
         let tasks = TaskTracker::new();
-        Self { proofs: Flights::new(tasks.clone()), tasks }
+        let challenges = moka::sync::Cache::builder()
+            .time_to_live(CHALLENGE_MEMORY)
+            .max_capacity(MAX_CHALLENGES)
+            .build();
+        Self { challenges, proofs: Flights::new(tasks.clone()), tasks }
     }
 
     /// Waits for what is being found out.
@@ -97,6 +112,15 @@ impl Registry {
             Plan::Prove => PATIENCE,
             Plan::ProveInTime => ask.upstream.settings.deadline(),
         };
+        let refuse = |error: &Error| {
+            let refusal = Refusal::of_upstream(error, asking(ask, what));
+            Err(if asker.caller.is_nobody() { refusal.to_nobody() } else { refusal })
+        };
+        if asker.caller.is_nobody()
+            && let Some(challenge) = self.callers.challenges.get(&ask.name)
+        {
+            return refuse(&Error::CallerRefused { challenge: Some(challenge) });
+        }
         let proved = match timeout(patience, self.prove(ask, asker, what).result()).await {
             Ok(Ok(proved)) => proved,
             Ok(Err(_)) => return Err(Refusal::internal()),
@@ -109,10 +133,7 @@ impl Registry {
         match settle(said(&error), asker.proved(repository, Instant::now()), bounds) {
             Verdict::Serve => Ok(()),
             Verdict::NotFound => Err(Refusal::unknown(asking(ask, what))),
-            Verdict::Refuse => {
-                let refusal = Refusal::of_upstream(&error, asking(ask, what));
-                Err(if asker.caller.is_nobody() { refusal.to_nobody() } else { refusal })
-            }
+            Verdict::Refuse => refuse(&error),
             Verdict::Unavailable => Err(Refusal::unproved(&ask.name, Some(&error))),
         }
     }
@@ -131,8 +152,15 @@ impl Registry {
             async move {
                 let proved = ask_for(&upstream, &name, &what).await;
                 registry.note(&upstream, &name, proved.as_ref().err());
-                if let (Ok(()), Some(asker)) = (&proved, &upstream.asker) {
-                    asker.prove(&name.repository, Instant::now());
+                let Some(asker) = &upstream.asker else { return proved };
+                match &proved {
+                    Ok(()) => asker.prove(&name.repository, Instant::now()),
+                    Err(Error::CallerRefused { challenge: Some(challenge) })
+                        if asker.caller.is_nobody() =>
+                    {
+                        registry.callers.challenges.insert(name, challenge.clone());
+                    }
+                    Err(_) => {}
                 }
                 proved
             }
@@ -141,7 +169,11 @@ impl Registry {
 
     /// Answers whether this is a registry, for the upstream that a request means which names none:
     /// some clients look here for how to log in, and nowhere else.
-    pub(crate) async fn answer_base(&self, upstream: &Upstream, headers: &HeaderMap) -> Result<(), Refusal> {
+    pub(crate) async fn answer_base(
+        &self,
+        upstream: &Upstream,
+        headers: &HeaderMap,
+    ) -> Result<(), Refusal> {
         if upstream.asker.is_none() || self.offline {
             return Ok(());
         }

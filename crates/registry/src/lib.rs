@@ -153,6 +153,14 @@ pub async fn run(
     let upstreams = Upstreams::new(&config.upstreams, metrics.clone())?;
     let certificate = config.tls.map(load_certificate).transpose()?;
 
+    let is_heard = certificate.is_none()
+        && listeners.iter().any(|(_, listener)| !listener.address.ip().is_loopback());
+    if is_heard && config.upstreams.iter().any(|it| it.access != config::Access::Shared) {
+        warn!(
+            "without `tls_cert`, callers show their credentials for upstreams with access = \"caller\" to \
+             everybody on the way"
+        );
+    }
     let peers = Peers::new(config.peers, config.peers_ca, metrics.of_peers());
     let registry = Arc::new(Registry {
         fills: Fills::new(store.clone(), metrics.clone()),

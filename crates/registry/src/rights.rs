@@ -13,10 +13,10 @@ use larder_core::{Digest, Repository};
 use larder_upstream::Caller;
 use moka::policy::EvictionPolicy;
 
-/// How many rights are remembered of one upstream, those longest unused going first: more than the
-/// pulls of a large cluster within the grace, at some 200 bytes each. Who is forgotten is asked about
+/// How many rights are remembered of one registry, those longest unused going first: more than the pulls
+/// of a large cluster within the usual grace, at some 200 bytes each. Who is forgotten is asked about
 /// again.
-const MAX_RIGHTS: u64 = 50_000;
+const MAX_RIGHTS: u64 = 10_000;
 
 /// The rights to one upstream's repositories.
 pub(crate) struct Rights {
@@ -50,17 +50,17 @@ impl Rights {
     }
 
     fn id_of(&self, caller: &Caller) -> CallerId {
-        CallerId(caller.expose().map(|shown| {
-            Digest::sha256_of(&[&self.key, shown.as_bytes()].concat())
-        }))
+        CallerId(
+            caller.expose().map(|shown| Digest::sha256_of(&[&self.key, shown.as_bytes()].concat())),
+        )
     }
 }
 
 impl Asker {
     pub(crate) fn new(caller: Caller, rights: &Arc<Rights>) -> Self {
-        let ends_at = caller.ends_at().map(|end| {
-            Instant::now() + end.duration_since(SystemTime::now()).unwrap_or_default()
-        });
+        let ends_at = caller
+            .ends_at()
+            .map(|end| Instant::now() + end.duration_since(SystemTime::now()).unwrap_or_default());
         let (id, was_refused) = (rights.id_of(&caller), AtomicBool::new(false));
         Self { caller, id, ends_at, rights: Arc::clone(rights), was_refused }
     }
@@ -129,7 +129,10 @@ mod tests {
         one.prove(&repository("a/b"), now);
         let later = now + Duration::from_secs(7);
         assert_eq!(one.proved(&repository("a/b"), later), Some(Duration::from_secs(7)));
-        assert_eq!(asker(&rights, "Basic b25l").proved(&repository("a/b"), now), Some(Duration::ZERO));
+        assert_eq!(
+            asker(&rights, "Basic b25l").proved(&repository("a/b"), now),
+            Some(Duration::ZERO)
+        );
         assert_eq!(one.proved(&repository("a/c"), now), None);
         assert_eq!(other.proved(&repository("a/b"), now), None);
         assert_eq!(nobody.proved(&repository("a/b"), now), None);
@@ -143,7 +146,10 @@ mod tests {
         one.prove(&repository("a/b"), now);
         same.refuse(&repository("a/b"));
         assert_eq!(one.proved(&repository("a/b"), now), None);
-        assert_eq!([same.take_refusal(), same.take_refusal(), one.take_refusal()], [true, false, false]);
+        assert_eq!(
+            [same.take_refusal(), same.take_refusal(), one.take_refusal()],
+            [true, false, false]
+        );
     }
 
     #[test]

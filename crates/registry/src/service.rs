@@ -265,7 +265,11 @@ struct Seen {
 
 impl Registry {
     /// Answers with what is asked for. Who may have it was decided before.
-    pub(crate) async fn answer(self: &Arc<Self>, ask: &Ask<'_>, what: &What) -> Result<Answer, Refusal> {
+    pub(crate) async fn answer(
+        self: &Arc<Self>,
+        ask: &Ask<'_>,
+        what: &What,
+    ) -> Result<Answer, Refusal> {
         match what {
             What::Manifest(reference) => self.manifest(ask, reference).await,
             What::Blob(digest) => self.blob(ask, digest).await,

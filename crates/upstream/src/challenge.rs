@@ -216,7 +216,10 @@ mod tests {
         let bearer = r#"Bearer realm="https://a/t",service="s",scope="repository:a/b:pull",error="insufficient_scope""#;
         assert_eq!(pass(bearer).as_deref(), Some(bearer));
         assert_eq!(pass(&format!("Basic realm=\"x\", {bearer}")).as_deref(), Some(bearer));
-        assert_eq!(pass("Basic realm=\"my registry\"").as_deref(), Some("Basic realm=\"my registry\""));
+        assert_eq!(
+            pass("Basic realm=\"my registry\"").as_deref(),
+            Some("Basic realm=\"my registry\"")
+        );
         assert_eq!(pass("basic").as_deref(), Some("Basic realm=\"registry\""));
         assert_eq!(pass("Negotiate"), None);
     }

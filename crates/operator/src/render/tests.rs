@@ -143,10 +143,7 @@ fn what_cannot_be_done_is_left_out_and_said() {
     let config = Config::render(Scope { cache: &cache, names: &names }, &known);
     let reasons: Vec<&str> = config.problems.iter().map(|it| it.reason).collect();
     let (invalid, unencrypted) = ("SpecInvalid", "CredentialsUnencrypted");
-    assert_eq!(
-        reasons,
-        [unencrypted, invalid, invalid, invalid, invalid, unencrypted]
-    );
+    assert_eq!(reasons, [unencrypted, invalid, invalid, invalid, invalid, unencrypted]);
     let text = config.text(None);
     assert!(!text.contains("a.example") && !text.contains("credentials"), "{text}");
     assert!(text.contains("urls = [\"http://10.0.0.9:5000\"]"), "{text}");

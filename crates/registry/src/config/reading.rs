@@ -298,9 +298,9 @@ impl Draft {
                     at,
                     wrong(match configured.credentials {
                         Some(_) => format!("would be sent to {url} for anyone to read"),
-                        None => format!(
-                            "has callers' credentials sent to {url} for anyone to read"
-                        ),
+                        None => {
+                            format!("has callers' credentials sent to {url} for anyone to read")
+                        }
                     })
                     .advise(
                         "write an https URL, or insecure_skip_verify = true if that is acceptable",

@@ -139,8 +139,12 @@ impl Login {
         tokens.give(scope.unwrap_or_default())
     }
 
-    /// Answers a GET of `/token`.
+    /// Answers a GET of `/token`. A POST, which clients try first that know OAuth 2, is not understood,
+    /// as by many a registry.
     pub(super) fn give_token(&self, request: &Request, tokens: &mut Tokens) -> Answer {
+        if request.method == "POST" {
+            return Answer::error(405, "UNSUPPORTED");
+        }
         let shown = request.header("authorization");
         let is_known = match self {
             Self::Basic { .. } | Self::AnyOf(_) => return Answer::error(404, "UNSUPPORTED"),
@@ -153,7 +157,8 @@ impl Login {
         let scope = larder_core::route::query_value(request.query.as_deref(), "scope");
         let scope = scope.filter(|scope| match self {
             Self::Each(accounts) => {
-                let name = scope.strip_prefix("repository:").and_then(|it| it.strip_suffix(":pull"));
+                let name =
+                    scope.strip_prefix("repository:").and_then(|it| it.strip_suffix(":pull"));
                 name.is_some() && accounts.may_read(shown, name)
             }
             _ => true,
