@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use larder_core::Digest;
-use larder_cri::{Client, Error};
+use larder_cri::{Auth, Client, Error};
 
-use crate::process::{Process, Stream, run};
+use crate::process::{Ended, Process, Stream, run};
 use crate::scratch::{Scratch, digests_below};
 use crate::suite::Suite;
 
@@ -201,6 +201,33 @@ impl Containerd {
     /// What containerd says.
     pub async fn pull_within(&self, reference: &str, limit: Duration) -> Result<String, Error> {
         self.cri.pull_image(reference, None, limit).await
+    }
+
+    /// Pulls by CRI with a pod's pull secret.
+    ///
+    /// # Errors
+    ///
+    /// What containerd says.
+    pub async fn pull_as(
+        &self,
+        (username, password): (&str, &str),
+        reference: &str,
+    ) -> Result<String, Error> {
+        let (username, password) = (username.to_owned(), password.to_owned());
+        let auth = Auth::Password { username, password };
+        self.cri.pull_image(reference, Some(auth), PULL_DEADLINE).await
+    }
+
+    /// Pulls by `ctr images pull --user`, with this `NAME:PASSWORD`.
+    ///
+    /// # Panics
+    ///
+    /// Not if the pull fails.
+    pub async fn pull_by_ctr_as(&self, credential: &str, reference: &str) -> Ended {
+        let mut command = self.generation.suite().command("ctr", "containerd");
+        command.arg("--address").arg(self.socket()).args(["--namespace", "k8s.io"]);
+        command.args(["images", "pull", "--user", credential, "--hosts-dir"]);
+        run(command.arg(self.scratch.join("certs.d")).arg(reference)).await
     }
 
     /// Pulls by `ctr images pull`, into the namespace that CRI uses.

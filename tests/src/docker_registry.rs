@@ -2,9 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use larder_testkit::{Content, Image};
 
-use crate::http::{self, Response};
+use crate::http::{self, Request, Response};
 use crate::process::{Process, Stream, peer};
 use crate::scratch::Scratch;
 
@@ -14,6 +16,8 @@ pub struct DockerRegistry {
     process: Process,
     /// `127.0.0.1:PORT`
     pub host: String,
+    /// What is shown to it, if it wants to know who pushes.
+    shown: Option<String>,
     n_marks: AtomicUsize,
     _scratch: Scratch,
 }
@@ -50,8 +54,26 @@ impl DockerRegistry {
         Self::start_with(&format!("proxy: {{remoteurl: '{url}'}}\n")).await
     }
 
-    async fn start_with(more: &str) -> Self {
+    /// Starts an empty one that lets in only who has this name and password, of which `hash` is the
+    /// line of a `htpasswd` file (bcrypt).
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    pub async fn start_for(username: &str, password: &str, hash: &str) -> Self {
         let scratch = Scratch::new();
+        let file = scratch.write("htpasswd", &format!("{username}:{hash}\n"));
+        let auth = format!("auth: {{htpasswd: {{realm: tests, path: {}}}}}\n", file.display());
+        let shown = BASE64_STANDARD.encode(format!("{username}:{password}"));
+        let registry = Self::start_in(scratch, &auth).await;
+        Self { shown: Some(format!("Basic {shown}")), ..registry }
+    }
+
+    async fn start_with(more: &str) -> Self {
+        Self::start_in(Scratch::new(), more).await
+    }
+
+    async fn start_in(scratch: Scratch, more: &str) -> Self {
         let storage = scratch.folder("registry");
         let config = scratch.write(
             "registry.yml",
@@ -70,7 +92,8 @@ impl DockerRegistry {
             rest.split('"').next().map(str::to_owned)
         };
         let host = process.find(Stream::Stderr, "it listens", listening).await;
-        Self { process, host, n_marks: AtomicUsize::new(0), _scratch: scratch }
+        let n_marks = AtomicUsize::new(0);
+        Self { process, host, shown: None, n_marks, _scratch: scratch }
     }
 
     /// `http://127.0.0.1:PORT`
@@ -95,21 +118,30 @@ impl DockerRegistry {
 
     async fn push_blob(&self, repository: &str, blob: &Content) {
         let begin = format!("{}/v2/{repository}/blobs/uploads/", self.url());
-        let begun = http::request("POST", &begin).send().await;
+        let begun = self.request("POST", &begin).send().await;
         assert_eq!(begun.status, 202);
         let location = begun.header("location");
         let separator = if location.contains('?') { '&' } else { '?' };
         let finish = format!("{location}{separator}digest={}", blob.digest);
-        let request = http::request("PUT", &finish).body(blob.bytes.clone());
+        let request = self.request("PUT", &finish).body(blob.bytes.clone());
         expect_created(request.send().await).await;
     }
 
     async fn put_manifest(&self, repository: &str, reference: &str, manifest: &Content) {
         let url = format!("{}/v2/{repository}/manifests/{reference}", self.url());
-        let request = http::request("PUT", &url)
+        let request = self
+            .request("PUT", &url)
             .header("content-type", &manifest.media_type)
             .body(manifest.bytes.clone());
         expect_created(request.send().await).await;
+    }
+
+    fn request(&self, method: &str, url: &str) -> Request {
+        let request = http::request(method, url);
+        match &self.shown {
+            Some(shown) => request.header("authorization", shown),
+            None => request,
+        }
     }
 
     /// Every request that was answered so far, in the order the answers ended; without the one that

@@ -57,6 +57,15 @@ impl Podman {
         run(&mut self.pulling(reference)).await
     }
 
+    /// Pulls an image with this `NAME:PASSWORD`.
+    ///
+    /// # Panics
+    ///
+    /// If Podman is not installed; not if the pull fails.
+    pub async fn pull_as(&self, credential: &str, reference: &str) -> Ended {
+        run(self.pulling(reference).args(["--creds", credential])).await
+    }
+
     /// The same. Whoever calls this bounds it.
     pub async fn pull_unbounded(&self, reference: &str) -> Ended {
         run_unbounded(&mut self.pulling(reference)).await

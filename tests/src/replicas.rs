@@ -24,13 +24,18 @@ pub struct Replicas {
 impl Replicas {
     /// Starts `n`, and waits until they have found each other.
     pub async fn start(n: usize) -> Self {
+        Self::start_with(n, "").await
+    }
+
+    /// The same, with these settings for the upstream (TOML).
+    pub async fn start_with(n: usize, config: &str) -> Self {
         let upstream = Upstream::start().await;
         let addresses: Vec<String> = (0..n).map(|_| free_address()).collect();
         let names: Vec<String> = addresses.iter().map(|it| format!("http://{it}")).collect();
         let mut all = Vec::new();
         for address in &addresses {
             let peers = format!("peers = {names:?}");
-            let settings = Scene::settings(&upstream, "").config_first(&peers);
+            let settings = Scene::settings(&upstream, config).config_first(&peers);
             all.push(settings.arguments(&["--listen", address]).start().await);
         }
         for replica in &all {

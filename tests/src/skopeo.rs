@@ -37,6 +37,18 @@ impl Skopeo {
         run(command.env("HOME", self.scratch.folder("home"))).await
     }
 
+    /// The same, with this `NAME:PASSWORD` for where it comes from.
+    ///
+    /// # Panics
+    ///
+    /// If skopeo is not installed; not if copying fails.
+    pub async fn copy_as(&self, credential: &str, from: &str, to: &str) -> Ended {
+        let mut command = peer("skopeo", "skopeo");
+        command.args(["--insecure-policy", "copy", "--src-tls-verify=false"]);
+        command.args(["--src-creds", credential, from, to]);
+        run(command.env("HOME", self.scratch.folder("home"))).await
+    }
+
     /// Where the folder `name` is.
     pub fn folder(&self, name: &str) -> PathBuf {
         self.scratch.join(name)

@@ -18,7 +18,7 @@ credentials = { username = "me", password = "hunter2", token = "hunter3" }
 
 [upstreams."ghcr.io"]
 freshness = "60"
-access = "caller"
+access = "callers"
 quota = "10 gigs"
 
 [upstreams."registry.local:5000"]
@@ -34,10 +34,10 @@ larder.toml:7: upstreams."docker.io".urls[0]: `https://mirror.example.org/v2/` h
 larder.toml:8: upstreams."docker.io".alias: `docker.io` reads as a host; write a word without dot and colon, such as hub
 larder.toml:9: upstreams."docker.io".credentials.token: there is no such key; known here are username, password, password_file, docker_config
 larder.toml:12: upstreams."ghcr.io".freshness: `60` is not a duration; write it with its unit, as in 60s
-larder.toml:13: upstreams."ghcr.io".access: `caller` is not available in this version; write "shared"
+larder.toml:13: upstreams."ghcr.io".access: `callers` is no kind of access; write "shared" or "caller"
 larder.toml:14: upstreams."ghcr.io".quota: `10 gigs` is not an amount of bytes; write bytes as in 100GB
 larder.toml:18: upstreams."registry.local:5000".credentials: would be sent to http://registry.local:5000/ for anyone to read; write an https URL, or insecure_skip_verify = true if that is acceptable
-larder.toml:19: upstreams."registry.local:5000".tls_cert: there is no such key; known here are access, urls, alias, credentials, freshness, tags, addresses, read_timeout, max_requests, max_rate, deadline, serve_deleted, proxy, ca, client_cert, client_key, insecure_skip_verify, quota, ttl, repositories, parallel, allow, deny, description
+larder.toml:19: upstreams."registry.local:5000".tls_cert: there is no such key; known here are urls, alias, credentials, access, access_memory, access_grace, freshness, tags, addresses, read_timeout, max_requests, max_rate, deadline, serve_deleted, proxy, ca, client_cert, client_key, insecure_skip_verify, quota, ttl, repositories, parallel, allow, deny, description
 --listen: `5000` is not an IP address with a port; write it as in 127.0.0.1:5000
 LARDER_BUDGET: `much` is not an amount of bytes; write bytes as in 100GB, or 1% to 100% of the disk
 "#;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
-use http::header::{HeaderMap, HeaderValue, RANGE};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
 use http::{Method, StatusCode};
 use larder_core::range::ByteRange;
 use larder_upstream::Body;
@@ -172,6 +172,9 @@ impl Others {
         let mut headers = HeaderMap::new();
         let range = format!("bytes={}-{}", left.start, left.last);
         headers.insert(RANGE, HeaderValue::try_from(range).ok()?);
+        // Where each caller's own right counts, without it there is no rest.
+        let shown = self.asked.secret.get(AUTHORIZATION).filter(|_| !replica.is_overheard());
+        headers.extend(shown.map(|shown| (AUTHORIZATION, shown.clone())));
         let Asked { path, query, .. } = &*self.asked;
         let query = query.as_deref();
         let passed = replica.ask_patiently(Method::GET, path, query, headers).await?;

@@ -59,6 +59,16 @@ pub enum Origin {
     Configuration,
 }
 
+/// Who may read what is stored of an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Everyone who reaches the cache.
+    Shared,
+    /// Whoever the upstream lets read it.
+    Caller,
+}
+
 /// One upstream. Credentials and proxies are not told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {
@@ -74,6 +84,8 @@ pub struct Upstream {
     pub freshness: String,
     /// How long a client that could have a stored answer waits for upstream, such as `2s`.
     pub deadline: String,
+    /// Who may read what is stored.
+    pub access: Access,
     /// Whether it is asked with a credential of ours.
     pub has_credentials: bool,
     /// For people.

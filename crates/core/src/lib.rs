@@ -16,12 +16,14 @@
 //! - [`layout`]: what is in a file of images;
 //! - [`referrer`]: what refers to an image;
 //! - [`freshness`]: when a tag's answer may be given without asking upstream;
+//! - [`access`]: whether a caller may be given what is stored;
 //! - [`eviction`]: what goes first when the budget is full;
 //! - [`retention`]: how long content may go unused, and what must stay;
 //! - [`owner`]: which of several replicas a blob belongs to;
 //! - [`builtin`]: a tiny image that every cache has;
 //! - [`size`]: amounts of bytes as people write them.
 
+pub mod access;
 pub mod address;
 pub mod builtin;
 pub mod digest;

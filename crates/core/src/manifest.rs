@@ -34,6 +34,15 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
 }
 
+impl Descriptor {
+    /// Whether it is one that registries need not have, by its media type.
+    ///
+    /// Source: OCI image-spec 1.1, `layer.md`, "Non-Distributable Layers"; Docker's foreign layers.
+    pub fn is_foreign(&self) -> bool {
+        self.media_type.contains(".nondistributable.") || self.media_type.contains(".foreign.")
+    }
+}
+
 /// The platform that an entry of an index is for.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Platform {
@@ -136,9 +145,12 @@ impl Manifest {
         }
     }
 
-    /// Everything this manifest refers to, its subject left out.
+    /// Everything that a registry has beside this manifest, or would not have taken it: all that it
+    /// refers to, but for its subject and what is elsewhere. Of those no registry has checked that whoever
+    /// pushed the manifest has them.
     pub fn children(&self) -> impl Iterator<Item = &Descriptor> {
-        self.blobs.iter().chain(&self.manifests)
+        let blobs = self.blobs.iter().filter(|blob| !blob.is_foreign());
+        blobs.chain(&self.manifests)
     }
 }
 
@@ -167,6 +179,21 @@ mod tests {
         assert_eq!((manifest.blobs.len(), manifest.manifests.len()), (3, 0));
         assert!(manifest.subject.is_some());
         assert_eq!(manifest.media_type_or_guess(), media::OCI_MANIFEST);
+    }
+
+    #[test]
+    fn what_is_elsewhere_is_nothing_that_the_registry_vouches_for() {
+        let elsewhere = [
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        ];
+        for media_type in elsewhere {
+            let foreign = descriptor().replace("x/y", media_type);
+            let text = format!(r#"{{"schemaVersion":2,"layers":[{foreign},{}]}}"#, descriptor());
+            let manifest = Manifest::parse(text.as_bytes()).unwrap();
+            let children: Vec<&Descriptor> = manifest.children().collect();
+            assert_eq!((manifest.blobs.len(), children), (2, vec![&manifest.blobs[1]]));
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::metrics::Outcome;
 use crate::refusal::{Asking, Refusal};
 use crate::respond::{self, Body, Pieces};
 use crate::service::{Answer, Ask, Registry};
-use crate::source::{Source, Wanted};
+use crate::source::{Source, StandIns, Wanted};
 
 /// Blobs up to this many bytes are verified before their first byte is sent, so that what is wrong
 /// with them can still be told. Configurations of images are a few KiB.
@@ -129,6 +129,7 @@ impl Registry {
             name: Arc::clone(&ask.name),
             digest: digest.clone(),
             is_offline: self.offline,
+            stand_ins: StandIns::default(),
             peers: match ask.is_from_peer || self.offline {
                 true => Arc::new([]),
                 false => self.peers.before_upstream(digest),
@@ -151,7 +152,7 @@ impl Registry {
             Ok(length) => length,
             Err(_) => Err(Error::TimedOut),
         };
-        self.note(&ask.upstream, length.as_ref().err());
+        self.note(&ask.upstream, &ask.name, length.as_ref().err());
         let length = length.map_err(|error| {
             self.absent.note(&ask.name, digest, &error);
             Refusal::of_upstream(&error, Asking::Blob(&ask.name, digest))
@@ -226,7 +227,7 @@ impl Registry {
                 Ok(self.confirm_blob(ask, digest).await?.flatten())
             }
             Phase::Failed(error) => {
-                self.note(&ask.upstream, Some(&error));
+                self.note(&ask.upstream, &ask.name, Some(&error));
                 self.absent.note(&ask.name, digest, &error);
                 Err(Refusal::of_upstream(&error, Asking::Blob(&ask.name, digest)))
             }

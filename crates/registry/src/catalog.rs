@@ -38,8 +38,8 @@ impl Registry {
         Ok(Answer::new(response, outcome))
     }
 
-    /// At most `n` names after `last`. Those that the configuration does not serve any more are
-    /// passed over.
+    /// At most `n` names after `last`. Those that the configuration does not serve any more, or not to
+    /// everybody, are passed over.
     async fn stored_repositories(&self, last: &str, n: usize) -> Result<Vec<String>, Refusal> {
         let mut names = Vec::new();
         let mut last = last.to_owned();
@@ -47,7 +47,7 @@ impl Registry {
             let batch = self.store.repositories(&last, MAX_PAGE).await;
             let batch = self.found(batch.map(Some)).ok_or_else(Refusal::internal)?;
             let Some(end) = batch.last().map(Named::to_string) else { break };
-            let served = batch.iter().filter(|name| self.upstreams.serves(name));
+            let served = batch.iter().filter(|name| self.upstreams.serves_to_all(name));
             names.extend(served.take(n - names.len()).map(Named::to_string));
             last = end;
         }

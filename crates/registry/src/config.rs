@@ -30,6 +30,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use larder_core::access::Bounds;
 use larder_core::address::HostPattern;
 use larder_core::retention::{ImagePattern, OfUpstream, RepositoryPattern, Retention, Ttl};
 use larder_upstream::{ClientCertificate, Credentials};
@@ -192,7 +193,7 @@ pub struct Upstream {
     pub tags: Vec<TagFreshness>,
     /// How long to wait for upstream where a stale answer is at hand. Never zero. Default 2 s.
     pub deadline: Duration,
-    /// Who may read what is stored. Always `Shared` in this version.
+    /// Who may read what is stored. Default: everyone.
     pub access: Access,
     /// Whether content that upstream says is gone is still served. Default no.
     pub serve_deleted: bool,
@@ -262,6 +263,7 @@ pub enum Access {
     /// Anyone who reaches the cache; our own credentials are used.
     #[default]
     Shared,
-    /// Whoever upstream would let read it.
-    Caller,
+    /// Whoever upstream lets read it, asked with the credential that comes with the request and with
+    /// none of ours. `memory` is 5 min at most, `grace` a day.
+    Caller(Bounds),
 }

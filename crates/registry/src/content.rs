@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::fill::{Phase, Progress};
 use crate::metrics::StoreOp;
 use crate::service::Registry;
-use crate::source::{Source, Wanted};
+use crate::source::{Source, StandIns, Wanted};
 use crate::upstream::Upstream;
 
 /// Why a body was cut off.
@@ -163,7 +163,8 @@ impl Again {
         warn!(blob.digest = %digest, error = cause, "fetching {digest} again");
         registry.metrics.store_error(StoreOp::Read);
         let (shared, peers, is_offline) = (None, Arc::from([]), false);
-        let wanted = Wanted { shared, is_offline, upstream, name, digest, peers };
+        let stand_ins = StandIns::default();
+        let wanted = Wanted { shared, is_offline, upstream, name, digest, peers, stand_ins };
         let progress = registry.fills.join(wanted.clone()).progress;
         let (at, end) = (stored.at, Some(stored.end));
         Step::Become(Box::new(Reader::Following(Follower { progress, wanted, at, end })))

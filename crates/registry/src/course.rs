@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use larder_store::{SharedBlob, SharedBody, SharedError};
-use larder_upstream::{Blob, Body, Error};
+use larder_upstream::{Blob, Body, Caller, Error};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -57,7 +57,7 @@ impl Course {
     ///
     /// As [`larder_upstream::Client::blob`]: upstream's.
     pub(crate) async fn ask(&mut self, range: Option<(u64, Option<u64>)>) -> Result<Part, Error> {
-        let Wanted { upstream, name, digest, .. } = &self.wanted;
+        let Wanted { name, digest, .. } = &self.wanted;
         if let Some(shared) = &self.shared {
             match shared.read(range).await {
                 Ok(body) => return Ok(Part::of_bucket(body)),
@@ -68,7 +68,9 @@ impl Course {
             }
         }
         while let Some(peer) = self.peers.front() {
-            match peer.ask_before(self.peers.get(1), name, digest, range).await {
+            let caller = self.wanted.upstream.asker.as_ref().map(|asker| &asker.caller);
+            let (caller, next) = (caller.unwrap_or(&Caller::NOBODY), self.peers.get(1));
+            match peer.ask_before(next, name, digest, range, caller).await {
                 Reply::Blob(blob) => {
                     let peer = Arc::clone(peer);
                     return Ok(Part::new(blob, |body| Flow::Peer(body, peer)));
@@ -82,8 +84,26 @@ impl Course {
             let doing = "the bucket does not give it, and no upstream may be asked".to_owned();
             return Err(Error::Unavailable { doing, status: None, source: None });
         }
-        let blob = upstream.client.blob(&name.repository, digest, range).await?;
+        let blob = self.ask_upstream(range).await?;
         Ok(Part::new(blob, Flow::Upstream))
+    }
+
+    /// Asks upstream; where it refuses the caller in whose name that is, in the name of another one
+    /// who waits.
+    async fn ask_upstream(&mut self, range: Option<(u64, Option<u64>)>) -> Result<Blob, Error> {
+        loop {
+            let Wanted { upstream, name, digest, stand_ins, .. } = &self.wanted;
+            let asked = upstream.client.blob(&name.repository, digest, range).await;
+            if !matches!(asked, Err(Error::CallerRefused { .. })) {
+                return asked;
+            }
+            if let Some(asker) = &upstream.asker {
+                asker.refuse(&name.repository);
+            }
+            let Some(other) = stand_ins.instead_of(upstream) else { return asked };
+            debug!(blob.digest = %digest, "going on with {digest} for another caller");
+            self.wanted.upstream = other;
+        }
     }
 
     /// The flow that was asked for last broke off. Decides who is next.

@@ -230,7 +230,11 @@ impl Job {
             Interrupted::Upstream(error, staging) => {
                 self.warn("giving up the fill of", &error);
                 // After another error what has come is in doubt, too.
-                if matches!(error, Error::Unavailable { .. } | Error::TimedOut) {
+                let is_good = matches!(
+                    error,
+                    Error::Unavailable { .. } | Error::TimedOut | Error::CallerRefused { .. }
+                );
+                if is_good {
                     self.park(*staging).await;
                 }
                 Phase::Failed(error)

@@ -20,7 +20,7 @@ use tracing::Instrument as _;
 
 use crate::fill::{Job, Phase, Progress};
 use crate::metrics::Metrics;
-use crate::source::Wanted;
+use crate::source::{StandIns, Wanted};
 
 /// How many blobs are fetched at one time from upstreams, and as many from replicas; more wait their
 /// turn. Each has one connection, one file and up to 2 MiB of memory.
@@ -48,6 +48,7 @@ struct UnderWay {
     name: Arc<Named>,
     progress: Arc<watch::Sender<Progress>>,
     alone: CancellationToken,
+    stand_ins: StandIns,
 }
 
 /// A fill that can be read along with.
@@ -122,6 +123,9 @@ impl Fills {
         if let Some(fill) = under_way.get(&wanted.digest)
             && !fill.has_failed()
         {
+            if wanted.upstream.asker.is_some() && wanted.name == fill.name {
+                fill.stand_ins.add(&wanted.upstream);
+            }
             return fill.joined();
         }
         let progress = watch::Sender::new(Progress { phase: Phase::Opening, visible: 0 });
@@ -135,7 +139,8 @@ impl Fills {
             false => &self.0.places_at_peers,
         };
         let (places, progress_of_fill) = (Arc::clone(places), Arc::clone(&progress));
-        let fill = UnderWay { name, progress: progress_of_fill, alone: alone.clone() };
+        let stand_ins = wanted.stand_ins.clone();
+        let fill = UnderWay { name, progress: progress_of_fill, alone: alone.clone(), stand_ins };
         let joined = fill.joined();
         under_way.insert(wanted.digest.clone(), fill);
         let place = Place {

@@ -11,6 +11,7 @@
 //! - [`config`]: what `serve` can be told;
 //! - `service`: from a request to the part that answers it, with logs and metrics;
 //! - `manifests`, `blobs`, `tags`, `referrers`, `catalog`: one operation each, and the decisions that go with it;
+//! - `callers`, `rights`: who may read what, where upstream says so for each caller;
 //! - `fills`, `fill`, `source`: one fetch of one blob, however many wait for it;
 //! - `course`, `peers`, `peer`: whom it is asked for, and the replicas among those;
 //! - `content`, `respond`, `refusal`: what clients are sent;
@@ -26,12 +27,15 @@
 //! - what a client has been sent completely is stored, or a metric says why not;
 //! - a failure of the store never fails a request that upstream can serve;
 //! - nothing is served under a repository that neither a stored manifest nor upstream says is
-//!   part of it.
+//!   part of it;
+//! - where callers' own rights count, nothing is served to one whom upstream has not let read from
+//!   the repository lately.
 
 mod absent;
 mod api;
 mod blobs;
 mod builtin;
+mod callers;
 mod catalog;
 pub mod config;
 mod content;
@@ -50,6 +54,7 @@ mod referrers;
 mod refusal;
 mod reload;
 mod respond;
+mod rights;
 mod roster;
 mod service;
 mod source;
@@ -77,6 +82,7 @@ use url::Url;
 
 use crate::absent::Absent;
 use crate::api::Access;
+use crate::callers::Callers;
 use crate::config::{Budget, Config, Listener, TlsFiles};
 use crate::fills::Fills;
 use crate::manifests::Manifests;
@@ -148,12 +154,21 @@ pub async fn run(
     let upstreams = Upstreams::new(&config.upstreams, metrics.clone())?;
     let certificate = config.tls.map(load_certificate).transpose()?;
 
+    let is_heard = certificate.is_none()
+        && listeners.iter().any(|(_, listener)| !listener.address.ip().is_loopback());
+    if is_heard && config.upstreams.iter().any(|it| it.access != config::Access::Shared) {
+        warn!(
+            "without `tls_cert`, callers show their credentials for upstreams with access = \"caller\" to \
+             everybody on the way"
+        );
+    }
     let peers = Peers::new(config.peers, config.peers_ca, metrics.of_peers());
     let registry = Arc::new(Registry {
         fills: Fills::new(store.clone(), metrics.clone()),
         manifests: Manifests::new(),
         referrers: Referrers::new(),
         absent: Absent::new(),
+        callers: Callers::new(),
         verifier: Verifier::new(),
         warmer: Warmer::new(),
         upstreams,
@@ -225,8 +240,10 @@ pub async fn run(
     registry.warmer.close().await;
     registry.fills.close().await;
     // What is being asked of upstreams ends by their time limits; nobody waits for it any more.
-    let last_answers =
-        async { tokio::join!(registry.manifests.close(), registry.referrers.close()) };
+    let last_answers = async {
+        let (manifests, referrers) = (registry.manifests.close(), registry.referrers.close());
+        tokio::join!(manifests, referrers, registry.callers.close())
+    };
     let _ = tokio::time::timeout(LAST_ANSWERS, last_answers).await;
     registry.store.close().await;
     admin_stopping.cancel();

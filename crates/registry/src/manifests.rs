@@ -86,8 +86,8 @@ impl Registry {
         }
     }
 
-    /// Notes how upstream is doing.
-    pub(crate) fn note(&self, upstream: &Upstream, error: Option<&Error>) {
+    /// Notes how upstream is doing, and whom it has refused `name`.
+    pub(crate) fn note(&self, upstream: &Upstream, name: &Named, error: Option<&Error>) {
         let standing = &upstream.standing;
         match error {
             Some(Error::RateLimited { retry_after }) => {
@@ -95,6 +95,12 @@ impl Registry {
             }
             Some(Error::Unavailable { .. } | Error::TimedOut) => standing.failed(),
             Some(error @ Error::CredentialRefused(_)) => error!("{error}"),
+            Some(Error::CallerRefused { .. }) => {
+                standing.answered();
+                if let Some(asker) = &upstream.asker {
+                    asker.refuse(&name.repository);
+                }
+            }
             // Upstream was not asked.
             Some(Error::Resting { .. } | Error::Busy | Error::Unreachable(_)) => {}
             _ => standing.answered(),

@@ -45,6 +45,10 @@ pub(crate) enum Outcome {
     NotFound,
     /// Not: the request is at fault.
     Refused,
+    /// Not: the caller shows nothing, and is told what upstream wants to see.
+    Challenged,
+    /// Not: upstream does not let the caller read it.
+    Denied,
     /// Not: upstream, or the cache itself, is at fault.
     Failed,
 }
@@ -61,6 +65,8 @@ impl Outcome {
             Self::Pass => "pass",
             Self::NotFound => "not_found",
             Self::Refused => "refused",
+            Self::Challenged => "challenged",
+            Self::Denied => "denied",
             Self::Failed => "failed",
         }
     }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use larder_core::Digest;
 use larder_core::name::Named;
-use larder_upstream::{Blob, Error, Heard, Observer, Replica, ReplicaSettings, SetupError};
+use larder_upstream::{Blob, Caller, Error, Heard, Observer, Replica, ReplicaSettings, SetupError};
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -112,7 +112,13 @@ impl Peer {
         name: &Named,
         digest: &Digest,
         range: Option<(u64, Option<u64>)>,
+        caller: &Caller,
     ) -> Reply {
+        // The caller's secret is not for others on the way; nor does a peer that has not heard it
+        // know whom it is asked for.
+        if !caller.is_nobody() && self.place.is_overheard() {
+            return Reply::Refused;
+        }
         // A request to ourselves would wait for the very fill that makes it.
         if self.state() == PeerState::Unknown {
             self.is_there().await;
@@ -122,7 +128,7 @@ impl Peer {
             PeerState::Lost => return Reply::Lost,
             PeerState::Unknown | PeerState::Up => {}
         }
-        let asked = self.replica.blob(&name.host, &name.repository, digest, range);
+        let asked = self.replica.blob(&name.host, &name.repository, digest, range, caller);
         let answer = match self.while_there(asked).await {
             Some(Ok(blob)) => {
                 self.metrics.asked(PeerOutcome::Answered);
@@ -151,8 +157,9 @@ impl Peer {
         name: &Named,
         digest: &Digest,
         range: Option<(u64, Option<u64>)>,
+        caller: &Caller,
     ) -> Reply {
-        let mut asked = pin!(self.ask(name, digest, range));
+        let mut asked = pin!(self.ask(name, digest, range, caller));
         let Some(next) = next else { return asked.await };
         tokio::select! {
             biased;
@@ -276,6 +283,19 @@ pub(crate) struct Place {
     pub(crate) address: Option<std::net::SocketAddr>,
     /// The text of a PEM file of authorities.
     pub(crate) ca: Option<String>,
+}
+
+impl Place {
+    /// Whether what is said to it can be read by others on the way.
+    fn is_overheard(&self) -> bool {
+        let is_here = match (self.address, self.url.host()) {
+            (Some(address), _) => address.ip().is_loopback(),
+            (None, Some(url::Host::Ipv4(ip))) => ip.is_loopback(),
+            (None, Some(url::Host::Ipv6(ip))) => ip.is_loopback(),
+            (None, _) => false,
+        };
+        self.url.scheme() != "https" && !is_here
+    }
 }
 
 /// What is noted of a peer, and counted.

@@ -102,7 +102,7 @@ impl Registry {
         }
         let error = match self.listed_in_time(ask, key, known.is_some()).await {
             Ok(list) => return Ok(answer(ask, subject, &list.referrers, Outcome::Pass)),
-            Err(error @ Error::Denied) => {
+            Err(error @ (Error::Denied | Error::CallerRefused { .. })) => {
                 return Err(Refusal::of_upstream(&error, Asking::Referrers(&ask.name, subject)));
             }
             Err(error) => error,
@@ -153,7 +153,7 @@ impl Registry {
             async move {
                 let (name, subject) = &key;
                 let listed = registry.list_now(&upstream, name, subject).await;
-                registry.note(&upstream, listed.as_ref().err());
+                registry.note(&upstream, name, listed.as_ref().err());
                 let list = Arc::new(List { referrers: listed?, checked_at: Instant::now() });
                 registry.referrers.lists.insert(key, Arc::clone(&list));
                 Ok(list)

@@ -5,12 +5,12 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use http::header::{ALLOW, CONTENT_RANGE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_RANGE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use larder_core::address::AddressError;
 use larder_core::digest::ParseDigestError;
 use larder_core::name::{Named, ParseReferenceError};
-use larder_upstream::Error;
+use larder_upstream::{Error, UnreadableCaller};
 use serde_json::json;
 
 use crate::metrics::Outcome;
@@ -36,6 +36,7 @@ enum Extra {
     RetryAfter(Duration),
     Length(u64),
     Methods,
+    Challenge(String),
 }
 
 /// What a client was asking for, for the words of a refusal.
@@ -80,6 +81,57 @@ impl Refusal {
             name.host
         );
         Self::new(StatusCode::NOT_FOUND, "NAME_UNKNOWN", message)
+    }
+
+    /// Upstream lets in nobody who shows what the caller shows.
+    pub(crate) fn login(challenge: String) -> Self {
+        let message = "log in as the upstream registry wants it";
+        let refusal = Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message);
+        Self { extra: Extra::Challenge(challenge), outcome: Outcome::Denied, ..refusal }
+    }
+
+    /// Upstream does not let the caller read it, whatever they bring.
+    fn denied(name: &Named) -> Self {
+        let message = format!("{} does not let this caller read {}", name.host, name.repository);
+        let refusal = Self::new(StatusCode::FORBIDDEN, "DENIED", message);
+        Self { outcome: Outcome::Denied, ..refusal }
+    }
+
+    /// The same for a caller who has not shown anything yet: asking for it is how a login begins.
+    #[must_use]
+    pub(crate) fn to_nobody(mut self) -> Self {
+        if let Extra::Challenge(_) = self.extra {
+            self.outcome = Outcome::Challenged;
+        }
+        self
+    }
+
+    /// Whether upstream refused the caller.
+    pub(crate) fn is_denial(&self) -> bool {
+        matches!(self.outcome, Outcome::Denied | Outcome::Challenged)
+    }
+
+    /// Upstream cannot say whether the caller may read it. 503, so that a runtime goes to upstream
+    /// itself.
+    pub(crate) fn unproved(name: &Named, error: Option<&Error>) -> Self {
+        let why = error.map(|error| format!(": {error}")).unwrap_or_default();
+        let message = format!("{} cannot say whether this caller may read it{why}", name.host);
+        let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message);
+        let wait = match error {
+            Some(Error::RateLimited { retry_after }) => *retry_after,
+            Some(Error::Resting { wait }) => Some(*wait),
+            _ => None,
+        };
+        Self { extra: wait.map_or(Extra::None, Extra::RetryAfter), ..refusal }
+    }
+
+    /// Upstream may not be asked whether the caller may read it.
+    pub(crate) fn unprovable(name: &Named) -> Self {
+        let message = format!(
+            "this cache is set to `offline`, and only {} could say whether this caller may read it",
+            name.host
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", message)
     }
 
     /// There is no such thing.
@@ -153,6 +205,11 @@ impl Refusal {
         let host = &name.host;
         match error {
             Error::NotFound | Error::Denied => Self::unknown(asking),
+            Error::CallerRefused { challenge: Some(challenge) } => {
+                let denied = Self::denied(name);
+                Self { message: denied.message, ..Self::login(challenge.clone()) }
+            }
+            Error::CallerRefused { challenge: None } => Self::denied(name),
             Error::RateLimited { retry_after } => Self {
                 extra: retry_after.map_or(Extra::None, Extra::RetryAfter),
                 ..Self::new(
@@ -230,6 +287,9 @@ impl Refusal {
             Extra::Length(length) => {
                 headers.insert(CONTENT_RANGE, respond::header_value(format!("bytes */{length}")));
             }
+            Extra::Challenge(challenge) => {
+                headers.insert(WWW_AUTHENTICATE, respond::header_value(challenge));
+            }
             Extra::Methods => {
                 headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             }
@@ -249,6 +309,12 @@ impl From<AddressError> for Refusal {
                 Self::new(StatusCode::BAD_REQUEST, "NAME_INVALID", message)
             }
         }
+    }
+}
+
+impl From<UnreadableCaller> for Refusal {
+    fn from(error: UnreadableCaller) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "UNAUTHORIZED", error.to_string())
     }
 }
 

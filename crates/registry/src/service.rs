@@ -13,11 +13,12 @@ use larder_core::address::Asked;
 use larder_core::name::Named;
 use larder_core::route::{Route, query_value};
 use larder_store::{Store, StoreError};
-use larder_upstream::X_LARDER_PEER;
+use larder_upstream::{Caller, X_LARDER_PEER};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::absent::Absent;
 use crate::builtin;
+use crate::callers::Callers;
 use crate::fills::Fills;
 use crate::manifests::Manifests;
 use crate::metrics::{Kind, Metrics, Outcome, Sequence, StoreOp, UpstreamMetrics};
@@ -41,6 +42,7 @@ pub(crate) struct Registry {
     pub(crate) manifests: Manifests,
     pub(crate) referrers: Referrers,
     pub(crate) absent: Absent,
+    pub(crate) callers: Callers,
     pub(crate) verifier: Verifier,
     pub(crate) warmer: Warmer,
     pub(crate) upstreams: Upstreams,
@@ -142,7 +144,9 @@ impl Service {
         let (kind, name) = match Route::parse(path) {
             Some(Route::Base) => {
                 let mut response = respond::json(StatusCode::OK, &serde_json::json!({}));
-                if request.headers.contains_key(X_LARDER_PEER) {
+                if !request.headers.contains_key(X_LARDER_PEER) {
+                    self.answer_base(request, seen).await?;
+                } else {
                     let me = respond::header_value(self.registry.peers.me().to_owned());
                     response.headers_mut().insert(X_LARDER_PEER, me);
                 }
@@ -161,12 +165,24 @@ impl Service {
             return builtin::answer(&name, &kind);
         }
         let ask = self.address(request, &name, seen)?;
-        match kind {
-            What::Manifest(reference) => self.registry.manifest(&ask, &reference).await,
-            What::Blob(digest) => self.registry.blob(&ask, &digest).await,
-            What::Tags => self.registry.tags(&ask).await,
-            What::Referrers(subject) => self.registry.referrers(&ask, &subject).await,
+        match &ask.upstream.asker {
+            Some(asker) => self.registry.answer_to_caller(&ask, asker, &kind).await,
+            None => self.registry.answer(&ask, &kind).await,
         }
+    }
+
+    /// Whether this is a registry to the caller, of the upstream that is meant where none is named.
+    async fn answer_base(
+        &self,
+        request: &http::request::Parts,
+        seen: &mut Seen,
+    ) -> Result<(), Refusal> {
+        let ns = query_value(request.uri.query(), "ns");
+        let default_upstream = self.stands_for(request).or(self.default_upstream.as_deref());
+        let meant = self.registry.upstreams.meant(ns.as_deref(), default_upstream);
+        let Some(Ok(upstream)) = meant else { return Ok(()) };
+        seen.metrics = Arc::clone(&upstream.settings.metrics);
+        self.registry.answer_base(&upstream, &request.headers).await
     }
 
     fn address<'a>(
@@ -193,7 +209,10 @@ impl Service {
         }
         Ok(Ask {
             name: Arc::new(found.name),
-            upstream,
+            upstream: match upstream.asker {
+                Some(_) => upstream.asked_by(Caller::of(&request.headers)?),
+                None => upstream,
+            },
             path_name: name,
             query: request.uri.query(),
             headers: &request.headers,
@@ -219,6 +238,7 @@ impl Service {
 }
 
 /// What a request is for, parsed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum What {
     Manifest(larder_core::Reference),
     Blob(larder_core::Digest),
@@ -244,6 +264,20 @@ struct Seen {
 }
 
 impl Registry {
+    /// Answers with what is asked for. Who may have it was decided before.
+    pub(crate) async fn answer(
+        self: &Arc<Self>,
+        ask: &Ask<'_>,
+        what: &What,
+    ) -> Result<Answer, Refusal> {
+        match what {
+            What::Manifest(reference) => self.manifest(ask, reference).await,
+            What::Blob(digest) => self.blob(ask, digest).await,
+            What::Tags => self.tags(ask).await,
+            What::Referrers(subject) => self.referrers(ask, subject).await,
+        }
+    }
+
     /// What was found, or nothing if the store failed: upstream may still have it.
     pub(crate) fn found<T>(&self, lookup: Result<Option<T>, StoreError>) -> Option<T> {
         lookup.unwrap_or_else(|error| {

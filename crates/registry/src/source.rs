@@ -16,6 +16,7 @@ use larder_core::name::Named;
 use larder_core::range::ByteRange;
 use larder_store::SharedBlob;
 use larder_upstream::Error;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -57,6 +58,34 @@ pub(crate) struct Wanted {
     pub(crate) peers: Arc<[Arc<Peer>]>,
     /// Whether upstream may not be asked.
     pub(crate) is_offline: bool,
+    /// Who else waits for it.
+    pub(crate) stand_ins: StandIns,
+}
+
+/// How many callers are remembered that one fill could be gone on for. Each is as good as another.
+const MAX_STAND_INS: usize = 8;
+
+/// The upstream as others ask it who wait for the same blob of the same repository, where each
+/// caller's own right counts. Cheap to clone; a fill and its sources have one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StandIns(Arc<Mutex<VecDeque<Arc<Upstream>>>>);
+
+impl StandIns {
+    /// Adds the last who came.
+    pub(crate) fn add(&self, upstream: &Arc<Upstream>) {
+        let mut waiting = self.0.lock();
+        if waiting.len() >= MAX_STAND_INS {
+            waiting.pop_front();
+        }
+        waiting.push_back(Arc::clone(upstream));
+    }
+
+    /// Who goes on instead of one whom upstream has refused: who came last, as credentials end by age.
+    pub(crate) fn instead_of(&self, refused: &Arc<Upstream>) -> Option<Arc<Upstream>> {
+        let mut waiting = self.0.lock();
+        waiting.retain(|it| !Arc::ptr_eq(it, refused));
+        waiting.back().cloned()
+    }
 }
 
 /// The bytes of a blob, or of a part of it, as they come.

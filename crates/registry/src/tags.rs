@@ -37,13 +37,13 @@ impl Registry {
             Ok(page) => page,
             Err(_) => Err(Error::TimedOut),
         };
-        self.note(&ask.upstream, page.as_ref().err());
+        self.note(&ask.upstream, &ask.name, page.as_ref().err());
         match page {
             Ok(page) => {
                 let page = put_right(page, n, last.as_deref());
                 Ok(answer(ask, n, page, Outcome::Pass))
             }
-            Err(error @ (Error::NotFound | Error::Denied)) => {
+            Err(error @ (Error::NotFound | Error::Denied | Error::CallerRefused { .. })) => {
                 Err(Refusal::of_upstream(&error, Asking::Tags(&ask.name)))
             }
             Err(error) => {

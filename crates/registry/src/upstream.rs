@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use larder_core::name::Repository;
 use larder_core::{Host, Tag};
-use larder_upstream::{Client, Reach, SetupError};
+use larder_upstream::{Caller, Client, Reach, SetupError};
 use parking_lot::Mutex;
 
-use crate::config;
+use crate::config::{self, Access};
 use crate::metrics::UpstreamMetrics;
+use crate::rights::{Asker, Rights};
 
 /// How long a connection may take, TLS included. Registries answer a handshake within a round trip
 /// or two; who takes longer is away.
@@ -49,12 +50,15 @@ pub(crate) struct Settings {
     pub(crate) metrics: Arc<UpstreamMetrics>,
 }
 
-/// One registry.
+/// One registry, as it is asked by us; or by one caller, where each caller's own right counts.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) settings: Arc<Settings>,
+    /// Asks in the name of `asker`, if there is one.
     pub(crate) client: Client,
-    pub(crate) standing: Standing,
+    pub(crate) standing: Arc<Standing>,
+    /// Who asks, where each caller's own right counts; nobody in particular, unless a caller does.
+    pub(crate) asker: Option<Asker>,
 }
 
 /// How an upstream has been doing lately.
@@ -84,6 +88,11 @@ impl Settings {
     pub(crate) fn allows(&self, repository: &Repository) -> bool {
         let name = repository.as_str();
         self.allow.as_ref().is_none_or(|allow| allow.is_match(name)) && !self.deny.is_match(name)
+    }
+
+    /// Whether everybody may read what is stored.
+    pub(crate) fn is_for_all(&self) -> bool {
+        self.config.access == Access::Shared
     }
 
     /// How it is configured.
@@ -136,7 +145,28 @@ impl Upstream {
             upstream: config.host.to_string(),
             source,
         })?;
-        Ok(Self { settings: Arc::clone(settings), client, standing: Standing::default() })
+        let (client, asker) = match config.access {
+            Access::Shared => (client, None),
+            Access::Caller(bounds) => {
+                let nobody = Asker::new(Caller::NOBODY, &Arc::new(Rights::new(bounds)));
+                (client.on_behalf_of(&nobody.caller), Some(nobody))
+            }
+        };
+        Ok(Self { settings: Arc::clone(settings), client, standing: Arc::default(), asker })
+    }
+
+    /// The same registry as `caller` asks it, where that makes a difference.
+    pub(crate) fn asked_by(self: &Arc<Self>, caller: Caller) -> Arc<Self> {
+        match &self.asker {
+            // Also nobody is one of their own: what is refused is noted for each request by itself.
+            Some(nobody) => Arc::new(Self {
+                settings: Arc::clone(&self.settings),
+                client: self.client.on_behalf_of(&caller),
+                standing: Arc::clone(&self.standing),
+                asker: Some(nobody.other(caller)),
+            }),
+            None => Arc::clone(self),
+        }
     }
 }
 

@@ -97,6 +97,22 @@ impl Upstreams {
         Ok(Found { name: address.name, entry: Arc::clone(&table.entries[address.entry]) })
     }
 
+    /// The upstream that a request means which names no repository.
+    pub(crate) fn meant(
+        &self,
+        ns: Option<&str>,
+        default_upstream: Option<&str>,
+    ) -> Option<Result<Arc<Upstream>, SetupUpstreamError>> {
+        // Any name that is neither a host nor an alias with something behind it.
+        let asked = Asked { name: "any", ns, default_upstream };
+        Some(self.resolve(asked).ok()?.upstream())
+    }
+
+    /// Whether a repository of the store is one that is still served, to everybody alike.
+    pub(crate) fn serves_to_all(&self, name: &Named) -> bool {
+        self.find(name).is_some_and(|found| found.entry.settings.is_for_all())
+    }
+
     /// Whether a repository of the store is one that is still served.
     pub(crate) fn serves(&self, name: &Named) -> bool {
         self.find(name).is_some()

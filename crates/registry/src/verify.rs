@@ -22,7 +22,7 @@ use tracing::{error, info, warn};
 use crate::fill::Phase;
 use crate::metrics::{Metrics, StoreOp};
 use crate::service::Registry;
-use crate::source::Wanted;
+use crate::source::{StandIns, Wanted};
 
 /// How fast a verification reads that somebody waits for: a terabyte in three hours, and a third of
 /// what a disk with plates gives.
@@ -209,6 +209,7 @@ impl Registry {
             shared: None,
             peers: Arc::new([]),
             is_offline: false,
+            stand_ins: StandIns::default(),
         };
         let mut progress = self.fills.join(wanted).progress;
         // A fill has bounds of its own.

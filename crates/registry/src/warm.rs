@@ -331,7 +331,7 @@ impl Parts {
         platforms: &Platforms,
         is_named: bool,
     ) -> Result<(), String> {
-        let blobs = manifest.blobs.iter().filter(|blob| !is_foreign(blob));
+        let blobs = manifest.blobs.iter().filter(|blob| !blob.is_foreign());
         self.blobs.extend(blobs.map(|blob| (blob.digest.clone(), blob.size)));
         let wanted: Vec<&Descriptor> =
             manifest.manifests.iter().filter(|entry| platforms.want(entry)).collect();
@@ -350,13 +350,6 @@ impl Parts {
         }
         Ok(())
     }
-}
-
-/// Whether a blob is one that registries don't have, by its media type.
-///
-/// Source: OCI image-spec 1.1, `layer.md`, "Non-Distributable Layers"; Docker's foreign layers.
-fn is_foreign(blob: &Descriptor) -> bool {
-    blob.media_type.contains(".nondistributable.") || blob.media_type.contains(".foreign.")
 }
 
 /// The bytes of an answer's body, which is no longer than manifests are.

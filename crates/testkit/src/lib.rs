@@ -29,7 +29,7 @@ pub use gate::Gate;
 pub use image::{Content, Image};
 pub use postgres::Postgres;
 pub use rgw::Rgw;
-pub use upstream::{Fault, Login, On, Upstream};
+pub use upstream::{Accounts, Fault, Login, On, Upstream};
 
 /// How long a wait may take before it is taken for a failure. Long, because machines that run tests
 /// are busy; nothing waits this long when all is well.

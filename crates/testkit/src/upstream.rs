@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use fault::{Fault, On};
-pub use login::Login;
+pub use login::{Accounts, Login};
 pub use record::{Listener, Request};
 
 use crate::{Content, Image, patiently};
@@ -156,6 +156,14 @@ impl Upstream {
     /// From now on, asks everybody for a credential.
     pub fn require(&self, login: Login) {
         *self.shared.login.lock() = Some(login);
+    }
+
+    /// A token for the account of which `shown` is the `Authorization`, as `/token` gives it to clients;
+    /// where there are accounts.
+    pub fn token(&self, shown: &str, repository: &str) -> String {
+        let login = self.shared.login.lock();
+        let mut tokens = self.shared.tokens.lock();
+        login.as_ref().map_or_else(String::new, |it| it.token(shown, repository, &mut tokens))
     }
 
     /// From now on, refuses every access token that was given out.

@@ -3,6 +3,8 @@
 //! Source: RFC 9110, section 11.6.1, "WWW-Authenticate"; distribution, "Token Authentication
 //! Specification".
 
+use url::Url;
+
 /// One way to authenticate that a server offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
@@ -29,6 +31,40 @@ pub(crate) fn choose<'a>(lines: impl IntoIterator<Item = &'a str>) -> Option<Cha
     let bearer = offered.iter().find_map(Offer::as_bearer);
     let basic = || offered.iter().any(|offer| offer.scheme.eq_ignore_ascii_case("basic"));
     bearer.or_else(|| basic().then_some(Challenge::Basic))
+}
+
+/// The challenge to pass on to a caller, who answers it as they would answer upstream: the one that
+/// [`choose`] takes, written anew. `None`: there is none, or it would have the caller's secret sent
+/// unencrypted (unless upstream itself is asked so, by `is_plain`).
+pub(crate) fn to_pass_on<'a>(
+    lines: impl IntoIterator<Item = &'a str>,
+    is_plain: bool,
+) -> Option<String> {
+    let offered: Vec<Offer> = lines.into_iter().flat_map(parse).collect();
+    let is_safe = |offer: &&Offer| {
+        let realm = offer.parameter("realm").and_then(|realm| Url::parse(&realm).ok());
+        realm.is_some_and(|it| it.scheme() == "https" || it.scheme() == "http" && is_plain)
+    };
+    let mut bearers = offered.iter().filter(|offer| offer.as_bearer().is_some());
+    if let Some(bearer) = bearers.next() {
+        let bearer = Some(bearer).filter(is_safe)?;
+        // Clients that ask for a token of another name than upstream's go by `error` and `scope`.
+        let known = ["realm", "service", "scope", "error"].into_iter();
+        let parameters = known.filter_map(|name| Some((name, bearer.parameter(name)?)));
+        return Some(format!("Bearer {}", written(parameters)));
+    }
+    let basic = offered.iter().find(|offer| offer.scheme.eq_ignore_ascii_case("basic"))?;
+    let realm = basic.parameter("realm").unwrap_or_else(|| "registry".to_owned());
+    Some(format!("Basic {}", written([("realm", realm)].into_iter())))
+}
+
+/// Parameters as a header has them. What no header may have is left out.
+fn written(parameters: impl Iterator<Item = (&'static str, String)>) -> String {
+    let write = |(name, value): (&str, String)| {
+        let value = value.replace(|c: char| !matches!(c, ' '..='~'), "");
+        format!("{name}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
+    };
+    parameters.map(write).collect::<Vec<_>>().join(",")
 }
 
 /// A scheme and its parameters, as they are written.
@@ -174,7 +210,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_caller_is_sent_where_upstream_would_send_them() {
+        let pass = |line: &str| to_pass_on([line], false);
+        let bearer = r#"Bearer realm="https://a/t",service="s",scope="repository:a/b:pull",error="insufficient_scope""#;
+        assert_eq!(pass(bearer).as_deref(), Some(bearer));
+        assert_eq!(pass(&format!("Basic realm=\"x\", {bearer}")).as_deref(), Some(bearer));
+        assert_eq!(
+            pass("Basic realm=\"my registry\"").as_deref(),
+            Some("Basic realm=\"my registry\"")
+        );
+        assert_eq!(pass("basic").as_deref(), Some("Basic realm=\"registry\""));
+        assert_eq!(pass("Negotiate"), None);
+    }
+
+    #[test]
+    fn no_caller_is_sent_where_a_secret_can_be_read_on_the_way() {
+        let bearer = |realm: &str| format!("Bearer realm=\"{realm}\"");
+        for realm in ["http://a/t", "ftp://a/t", "/token", "javascript:alert(1)"] {
+            assert_eq!(to_pass_on([bearer(realm).as_str()], false), None, "{realm}");
+        }
+        assert!(to_pass_on([bearer("http://127.0.0.1/t").as_str()], true).is_some());
+    }
+
     proptest! {
+        #[test]
+        fn what_is_passed_on_means_what_was_offered(scope in "[ -~]{1,60}") {
+            let quoted = scope.replace('\\', "\\\\").replace('"', "\\\"");
+            let line = format!(r#"Bearer realm="https://a/t",scope="{quoted}""#);
+            let passed = to_pass_on([line.as_str()], false).unwrap();
+            prop_assert_eq!(choose([passed.as_str()]), choose([line.as_str()]));
+        }
+
         #[test]
         fn no_header_makes_the_parser_panic(
             line in "((Bearer|Basic|realm|=|\"|\\\\|,| |https://a)|\\PC){0,40}"

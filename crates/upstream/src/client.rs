@@ -15,8 +15,9 @@ use serde::Deserialize;
 
 use crate::Observer;
 use crate::body::Body;
+use crate::caller::Caller;
 use crate::error::{Error, SetupError};
-use crate::exchange::{Exchange, Question};
+use crate::exchange::{Exchange, Question, Who};
 use crate::header;
 use crate::link;
 use crate::settings::Settings;
@@ -35,7 +36,10 @@ const MAX_REFERRERS: usize = 10_000;
 /// Dropping the future of a request ends the request. The time that one may take is bounded by the
 /// settings: each of at most 11 hops of each try has the read timeout.
 #[derive(Clone)]
-pub struct Client(Arc<Exchange>);
+pub struct Client {
+    exchange: Arc<Exchange>,
+    who: Who,
+}
 
 /// What a `HEAD` of a manifest tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +96,29 @@ impl Client {
     ///
     /// The settings cannot work; [`SetupError`] says which.
     pub fn new(settings: Settings, observer: Arc<dyn Observer>) -> Result<Self, SetupError> {
-        Ok(Self(Arc::new(Exchange::new(settings, observer)?)))
+        Ok(Self { exchange: Arc::new(Exchange::new(settings, observer)?), who: Who::Ourselves })
+    }
+
+    /// The same upstream, asked with the caller's credential instead of ours. Nobody's requests are
+    /// answered as everybody's are: with a token, where the token service gives one to everybody.
+    #[must_use]
+    pub fn on_behalf_of(&self, caller: &Caller) -> Self {
+        let who = match caller.expose() {
+            Some(header) => Who::Shown(Some(header.clone())),
+            None => Who::Nobody,
+        };
+        Self { exchange: Arc::clone(&self.exchange), who }
+    }
+
+    /// Asks whether this is a registry that lets the caller in with just what is shown: nobody is
+    /// given a token for it, so that they hear what to bring.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ping`], and `CallerRefused`.
+    pub async fn ping_for(&self, caller: &Caller) -> Result<(), Error> {
+        let who = Who::Shown(caller.expose().cloned());
+        Self { exchange: Arc::clone(&self.exchange), who }.ping().await
     }
 
     /// Asks what a manifest is called now, without its bytes.
@@ -173,7 +199,7 @@ impl Client {
     ) -> Result<Blob, Error> {
         let mut question = blob_question(Method::GET, repository, digest);
         question.headers = range_headers(range)?;
-        blob_of(self.0.ask(&question).await?, range)
+        blob_of(self.exchange.ask(&question, &self.who).await?, range)
     }
 
     /// Lists tags: `n` of them at most (registries may send fewer), those after `last`, which is
@@ -268,7 +294,7 @@ impl Client {
 
     /// The answer to a question that names no range.
     async fn whole(&self, question: &Question) -> Result<Answer, Error> {
-        let answer = self.0.ask(question).await?;
+        let answer = self.exchange.ask(question, &self.who).await?;
         match answer.status {
             StatusCode::OK => Ok(answer),
             _ => Err(unasked_range(&answer)),
@@ -278,7 +304,7 @@ impl Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Client").field(&self.0.host()).finish()
+        f.debug_tuple("Client").field(&self.exchange.host()).finish()
     }
 }
 

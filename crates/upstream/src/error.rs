@@ -26,6 +26,14 @@ pub enum Error {
     #[error("upstream refuses access to the image")]
     Denied,
 
+    /// The upstream keeps this image from the [`Caller`](crate::Caller) on whose behalf it was asked:
+    /// 401 or 403. It says nothing about other callers, nor about the image.
+    #[error("upstream does not let this caller read the image")]
+    CallerRefused {
+        /// What the caller may answer to, as a `WWW-Authenticate` of ours; `None`: nothing.
+        challenge: Option<String>,
+    },
+
     /// The credential that was configured is not accepted at all. Nobody's image is at fault: this
     /// is for an operator to mend.
     #[error("upstream does not accept the configured credential: {0}")]

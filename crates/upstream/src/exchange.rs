@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::HeaderMap;
+use http::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, StatusCode};
 use larder_core::Repository;
 use parking_lot::Mutex;
@@ -11,10 +11,12 @@ use rand::RngExt as _;
 use tracing::debug;
 
 use crate::Observer;
-use crate::auth::{Authenticator, Permit, Place};
+use crate::auth::{Authenticator, Place};
 use crate::breaker::Breaker;
+use crate::challenge;
 use crate::credentials::Keychain;
 use crate::error::{Again, Error, Failure, SetupError};
+use crate::header;
 use crate::limits::Limits;
 use crate::settings::{Base, Settings};
 use crate::transport::{Answer, Request, Transport};
@@ -58,6 +60,17 @@ pub(crate) struct Question {
     pub(crate) headers: HeaderMap,
 }
 
+/// In whose name a question is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Who {
+    /// Ours, with the configured credential.
+    Ourselves,
+    /// A caller's who shows nothing: with a token, where everybody is given one.
+    Nobody,
+    /// A caller's, with what they show and nothing else.
+    Shown(Option<HeaderValue>),
+}
+
 impl Exchange {
     pub(crate) fn new(settings: Settings, observer: Arc<dyn Observer>) -> Result<Self, SetupError> {
         let bases = settings.bases()?;
@@ -82,11 +95,11 @@ impl Exchange {
     }
 
     /// The answer to `question`, with status 200 or 206.
-    pub(crate) async fn ask(&self, question: &Question) -> Result<Answer, Error> {
+    pub(crate) async fn ask(&self, question: &Question, who: &Who) -> Result<Answer, Error> {
         let admission = self.breaker.admit(Instant::now());
         let admission = admission.map_err(|wait| Error::Resting { wait })?;
         let slot = self.limits.enter().await?;
-        let answer = self.ask_in_turn(question).await;
+        let answer = self.ask_in_turn(question, who).await;
         match &answer {
             Err(Error::Unavailable { .. } | Error::TimedOut) => admission.failed(Instant::now()),
             // Nothing was heard of it.
@@ -97,13 +110,13 @@ impl Exchange {
     }
 
     /// Asks one address after the other.
-    async fn ask_in_turn(&self, question: &Question) -> Result<Answer, Error> {
+    async fn ask_in_turn(&self, question: &Question, who: &Who) -> Result<Answer, Error> {
         let first = self.preferred(Instant::now());
         let mut course = Course::new(self.bases.len(), first);
         loop {
             self.limits.pace().await?;
             let base = &self.bases[course.base];
-            let failure = match self.attempt(base, question).await {
+            let failure = match self.attempt_as(who, base, question).await {
                 Ok(answer) => {
                     self.prefer(first, course.base);
                     return Ok(answer);
@@ -137,10 +150,43 @@ impl Exchange {
         }
     }
 
+    async fn attempt_as(
+        &self,
+        who: &Who,
+        base: &Base,
+        question: &Question,
+    ) -> Result<Answer, Failure> {
+        match who {
+            Who::Ourselves => self.attempt(base, question).await,
+            Who::Shown(shown) => {
+                let answer = self.send(base, question, shown.as_ref()).await?;
+                match is_refusal(&answer) {
+                    true => Err(refused_by(base, &answer).into()),
+                    false => check(answer),
+                }
+            }
+            Who::Nobody => match self.attempt(base, question).await {
+                // Without a token, or with one that is not enough: asked bare, upstream says what is.
+                // A token service that has none for everybody may say so in any way.
+                Err(failure) if matches!(failure.error, Error::Denied | Error::Protocol(_)) => {
+                    let answer = self.send(base, question, None).await?;
+                    Err(match (is_refusal(&answer), failure.error) {
+                        (true, _) => refused_by(base, &answer),
+                        (false, Error::Denied) => Error::CallerRefused { challenge: None },
+                        (false, error) => error,
+                    }
+                    .into())
+                }
+                answer => answer,
+            },
+        }
+    }
+
     async fn attempt(&self, base: &Base, question: &Question) -> Result<Answer, Failure> {
         let place = Place { base: base.clone(), repository: question.repository.clone() };
         let remembered = self.auth.remembered(&self.transport, &place).await?;
-        let answer = self.send(base, question, remembered.as_ref()).await?;
+        let shown = remembered.as_ref().map(|permit| &permit.header);
+        let answer = self.send(base, question, shown).await?;
         if !is_challenge(&answer) {
             return check(answer);
         }
@@ -148,7 +194,7 @@ impl Exchange {
         let permit = self.auth.answer(&self.transport, &place, headers, remembered.as_ref());
         let permit = permit.await?;
         drop(answer);
-        let answer = self.send(base, question, Some(&permit)).await?;
+        let answer = self.send(base, question, Some(&permit.header)).await?;
         if is_challenge(&answer) {
             return Err(self.auth.refused(&place, &permit).await.into());
         }
@@ -159,12 +205,12 @@ impl Exchange {
         &self,
         base: &Base,
         question: &Question,
-        permit: Option<&Permit>,
+        shown: Option<&HeaderValue>,
     ) -> Result<Answer, Failure> {
         let url = base.at(&question.path, question.query.as_deref());
         let mut request = Request::new(question.method.clone(), url);
         request.headers = question.headers.clone();
-        self.transport.send(request, permit.map(|permit| &permit.header)).await
+        self.transport.send(request, shown).await
     }
 }
 
@@ -172,6 +218,17 @@ impl Exchange {
 /// to be told.
 fn is_challenge(answer: &Answer) -> bool {
     answer.status == StatusCode::UNAUTHORIZED && !answer.is_elsewhere
+}
+
+/// Whether the registry itself keeps something from whoever was shown to it.
+fn is_refusal(answer: &Answer) -> bool {
+    matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+        && !answer.is_elsewhere
+}
+
+fn refused_by(base: &Base, answer: &Answer) -> Error {
+    let offered = header::lines(&answer.headers, &WWW_AUTHENTICATE);
+    Error::CallerRefused { challenge: challenge::to_pass_on(offered, base.is_plain()) }
 }
 
 fn check(answer: Answer) -> Result<Answer, Failure> {

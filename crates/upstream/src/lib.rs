@@ -1,7 +1,8 @@
 //! The OCI distribution protocol, as a client.
 //!
 //! A [`Client`] asks one upstream for manifests, blobs and tags, and hides what lies between: token
-//! services, redirects to storage, several addresses of one registry, retries.
+//! services, redirects to storage, several addresses of one registry, retries. It asks with the
+//! configured credential, or on behalf of a [`Caller`] with theirs.
 //!
 //! ```text
 //! client ── verbs: what is asked, what a good answer is
@@ -13,8 +14,8 @@
 //! A [`Replica`] is another process of this cache, asked for blobs over the same transport.
 //!
 //! Invariants:
-//! - a credential goes to the configured addresses' own origins and to the token service they name,
-//!   and nowhere else; never unencrypted, unless the configured address itself is `http`;
+//! - a credential goes to the configured addresses' own origins and to the token service they name
+//!   (a caller's to the addresses alone), and nowhere else; never unencrypted, unless the configured address itself is `http`;
 //! - a request is repeated only before the first byte of its body was handed out;
 //! - the bytes of a manifest that was asked for by digest have that digest. Blobs are not verified
 //!   here: whoever stores or passes them on hashes them anyhow.
@@ -24,6 +25,7 @@
 mod auth;
 mod body;
 mod breaker;
+mod caller;
 mod challenge;
 mod client;
 mod client_certificate;
@@ -47,6 +49,7 @@ mod token;
 mod transport;
 
 pub use body::Body;
+pub use caller::{Caller, UnreadableCaller};
 pub use client::{Blob, Client, ManifestHead, RawManifest, TagPage};
 pub use client_certificate::ClientCertificate;
 pub use credentials::{Credentials, CredentialsError, CredentialsProblem};

@@ -475,7 +475,8 @@ fn explain(error: &Error, settings: &Settings) -> Failed {
         Error::Denied if is_anonymous => {
             format!("look at the name; if it is right, set `credentials` in {table}")
         }
-        Error::Denied => "give this user the right to pull it, or look at the name".to_owned(),
+        // Nobody's credential but ours is tested.
+        Error::Denied | Error::CallerRefused { .. } => "give this user the right to pull it, or look at the name".to_owned(),
         Error::CredentialRefused(_) => {
             format!("renew the user name and password that `credentials` in {table} leads to")
         }

@@ -9,13 +9,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use larder_core::{Digest, Host, Repository};
 use url::Url;
 
 use crate::Observer;
 use crate::body::Body;
+use crate::caller::Caller;
 use crate::client::{self, Blob};
 use crate::error::{Again, Error, SetupError};
 use crate::header;
@@ -102,7 +103,8 @@ impl Replica {
         name.ok_or(no_replica)
     }
 
-    /// Begins to fetch a blob of `host`'s `repository`, as [`crate::Client::blob`] does.
+    /// Begins to fetch a blob of `host`'s `repository`, as [`crate::Client::blob`] does, on behalf of
+    /// `caller`. Only where nobody hears it may that be somebody.
     ///
     /// # Errors
     ///
@@ -114,8 +116,12 @@ impl Replica {
         repository: &Repository,
         digest: &Digest,
         range: Option<(u64, Option<u64>)>,
+        caller: &Caller,
     ) -> Result<Blob, Error> {
-        let headers = client::range_headers(range)?;
+        let mut headers = client::range_headers(range)?;
+        if let Some(shown) = caller.expose() {
+            headers.insert(AUTHORIZATION, shown.clone());
+        }
         let path = format!("v2/{}/blobs/{digest}", repository.as_str());
         let query = format!("ns={}", host.as_str());
         client::blob_of(self.ask(path, Some(query), headers).await?, range)

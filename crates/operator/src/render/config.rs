@@ -149,17 +149,28 @@ impl Config {
         login: Option<&Login>,
     ) -> Option<Table> {
         let host = &upstream.upstream;
-        if upstream.access == Some(Access::Caller) {
-            let what = format!(
-                "{host}: access `caller` is not in this version, so it is not served; write `shared`, or keep it out of the cache"
-            );
-            self.problems.push(Problem::new("NotSupported", what).at(format!("{field}.access")));
-            return None;
-        }
         let mut table = Table::new();
         let mut set = |key: &str, value: Value| table.insert(key.to_owned(), value);
         let urls = urls(upstream);
         let asks_plainly = urls.iter().any(|url| url.starts_with("http://"));
+        let is_callers = upstream.access == Some(Access::Caller);
+        if is_callers && asks_plainly && !upstream.insecure_skip_verify {
+            let what = format!(
+                "{host}: callers' credentials would be sent without encryption, so it is not served; write https:// in remoteURL and mirrors, or set insecureSkipVerify"
+            );
+            let problem = Problem::new("CredentialsUnencrypted", what);
+            self.problems.push(problem.at(format!("{field}.access")));
+            return None;
+        }
+        if is_callers {
+            set("access", "caller".into());
+        }
+        if is_callers && upstream.secret_ref.is_some() {
+            let what = format!(
+                "{host}: with access `caller` each caller's own credential counts, and this one is never used; remove it, or write `shared`"
+            );
+            self.problems.push(Problem::new("SpecInvalid", what).at(format!("{field}.secretRef")));
+        }
         match (host.contains('*'), urls.is_empty()) {
             (_, true) => {}
             (true, false) => {
@@ -211,7 +222,7 @@ impl Config {
         if let Some(proxy) = proxy(upstream, &urls) {
             set("proxy", proxy.into());
         }
-        match login {
+        match login.filter(|_| !is_callers) {
             None => {}
             Some(_) if asks_plainly && !upstream.insecure_skip_verify => {
                 let what = format!(

@@ -118,7 +118,10 @@ fn what_cannot_be_done_is_left_out_and_said() {
         upstream
     };
     cache.spec.upstreams = vec![
-        with(&|it| it.access = Some(Access::Caller)),
+        with(&|it| {
+            it.access = Some(Access::Caller);
+            it.remote_url = Some("http://10.0.0.8:5000".to_owned());
+        }),
         with(&|it| {
             it.upstream = "*.b.example".to_owned();
             it.remote_url = Some("https://b.example".to_owned());
@@ -139,14 +142,30 @@ fn what_cannot_be_done_is_left_out_and_said() {
     let known = Known { places: &BTreeMap::new(), logins: &logins, storage: None };
     let config = Config::render(Scope { cache: &cache, names: &names }, &known);
     let reasons: Vec<&str> = config.problems.iter().map(|it| it.reason).collect();
-    let invalid = "SpecInvalid";
-    assert_eq!(
-        reasons,
-        ["NotSupported", invalid, invalid, invalid, invalid, "CredentialsUnencrypted"]
-    );
+    let (invalid, unencrypted) = ("SpecInvalid", "CredentialsUnencrypted");
+    assert_eq!(reasons, [unencrypted, invalid, invalid, invalid, invalid, unencrypted]);
     let text = config.text(None);
     assert!(!text.contains("a.example") && !text.contains("credentials"), "{text}");
     assert!(text.contains("urls = [\"http://10.0.0.9:5000\"]"), "{text}");
+}
+
+#[test]
+fn where_callers_rights_count_no_login_of_ours_does() {
+    let mut cache = small();
+    cache.spec.upstreams = vec![Upstream {
+        upstream: "a.example".to_owned(),
+        access: Some(Access::Caller),
+        secret_ref: Some(SecretRef { name: "login".to_owned() }),
+        ..Upstream::default()
+    }];
+    let logins = [("a.example".to_owned(), Login::DockerConfig("{}".to_owned()))].into();
+    let names = names(&cache);
+    let known = Known { places: &BTreeMap::new(), logins: &logins, storage: None };
+    let config = Config::render(Scope { cache: &cache, names: &names }, &known);
+    let reasons: Vec<&str> = config.problems.iter().map(|it| it.reason).collect();
+    assert_eq!(reasons, ["SpecInvalid"]);
+    let text = config.text(None);
+    assert!(text.contains("access = \"caller\"") && !text.contains("credentials"), "{text}");
 }
 
 #[test]

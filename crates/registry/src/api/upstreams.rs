@@ -6,7 +6,7 @@ use axum::extract::{Path, Query, State};
 use http::StatusCode;
 use humantime::format_duration;
 use larder_api_types::upstreams::{
-    Host, Made, Origin, Standing, Step, StepOutcome, Upstream, Upstreams,
+    Access, Host, Made, Origin, Standing, Step, StepOutcome, Upstream, Upstreams,
 };
 use larder_upstream::{Credentials, probe};
 use serde::Deserialize;
@@ -119,6 +119,10 @@ fn told(config: &config::Upstream, hosts: &Hosts) -> Upstream {
         urls: config.urls.iter().map(Url::to_string).collect(),
         freshness: format_duration(config.freshness).to_string(),
         deadline: format_duration(config.deadline).to_string(),
+        access: match config.access {
+            config::Access::Shared => Access::Shared,
+            config::Access::Caller(_) => Access::Caller,
+        },
         has_credentials: !matches!(config.credentials, Credentials::Anonymous),
         description: config.description.clone(),
         hosts: hosts.collect(),

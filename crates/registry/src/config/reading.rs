@@ -200,8 +200,9 @@ impl Draft {
                 None => {
                     let upstream = Upstream::new(host);
                     let aliases = Vec::new();
-                    let credentials = None;
-                    self.configured.push(Configured { at, upstream, aliases, credentials });
+                    let (credentials, callers) = (None, None);
+                    let added = Configured { at, upstream, aliases, credentials, callers };
+                    self.configured.push(added);
                     self.configured.last_mut().expect("one was just added")
                 }
             };
@@ -291,12 +292,17 @@ impl Draft {
         for configured in &self.configured {
             let Upstream { urls, insecure_skip_verify, .. } = &configured.upstream;
             let open = urls.iter().find(|url| value::is_readable_on_the_way(url));
-            if let (Some(at), Some(url), false) =
-                (&configured.credentials, open, insecure_skip_verify)
-            {
+            let secrets = configured.credentials.as_ref().or(configured.callers.as_ref());
+            if let (Some(at), Some(url), false) = (secrets, open, insecure_skip_verify) {
                 mistakes.note(
                     at,
-                    wrong(format!("would be sent to {url} for anyone to read")).advise(
+                    wrong(match configured.credentials {
+                        Some(_) => format!("would be sent to {url} for anyone to read"),
+                        None => {
+                            format!("has callers' credentials sent to {url} for anyone to read")
+                        }
+                    })
+                    .advise(
                         "write an https URL, or insecure_skip_verify = true if that is acceptable",
                     ),
                 );

@@ -4,7 +4,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use humantime::format_duration;
 use ipnet::IpNet;
+use larder_core::access::Bounds;
 use larder_core::address::HostPattern;
 use larder_core::name::{DOCKER_HUB, Host};
 use larder_core::retention::{RepositoryPattern, Ttl};
@@ -33,6 +35,16 @@ const MAX_REQUESTS: usize = 256;
 const MIN_READ_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_READ_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// How long a caller's right counts before upstream is asked again: as long as a pull of a usual image
+/// takes, so that not each of its layers is asked about. Longer than five minutes, and who has lost
+/// the right would notice it late: tokens of registries live as long.
+const DEFAULT_MEMORY: Duration = Duration::from_secs(60);
+const MAX_MEMORY: Duration = Duration::from_secs(5 * 60);
+
+/// How long it counts while upstream cannot be asked.
+const DEFAULT_GRACE: Duration = Duration::from_secs(10 * 60);
+const MAX_GRACE: Duration = Duration::from_secs(24 * 3600);
+
 /// An upstream as it was configured, with the places that matter beside other upstreams.
 #[derive(Debug)]
 pub(super) struct Configured {
@@ -43,6 +55,8 @@ pub(super) struct Configured {
     pub(super) aliases: Vec<At>,
     /// Where the credentials stand, if there are any.
     pub(super) credentials: Option<At>,
+    /// Where it is said that callers' own count, if they do.
+    pub(super) callers: Option<At>,
 }
 
 impl Upstream {
@@ -133,13 +147,13 @@ struct Reader<'d, 'r> {
 
 impl<'d> Reader<'d, '_> {
     fn upstream(&mut self, default: Upstream, at: At) -> Configured {
-        self.refuse_what_comes_later();
         let is_wildcard = default.host.is_wildcard();
         let urls = self.texts("urls", |text| value::base_url(text, &HTTP));
         let aliases = self.texts("alias", value::alias);
         self.refuse_for_wildcard(is_wildcard, "urls", urls.first().map(|it| &it.at));
         self.refuse_for_wildcard(is_wildcard, "alias", aliases.first().map(|it| &it.at));
         let credentials = self.credentials(&default.host);
+        let (access, callers) = self.access();
         let upstream = Upstream {
             origin: default.origin,
             urls: match urls.is_empty() {
@@ -154,7 +168,7 @@ impl<'d> Reader<'d, '_> {
             max_requests: self.count("max_requests", 100_000).unwrap_or(default.max_requests),
             max_rate: self.count("max_rate", 100_000).and_then(NonZeroU32::new),
             deadline: self.text("deadline", deadline).unwrap_or(default.deadline),
-            access: default.access,
+            access,
             serve_deleted: self.boolean("serve_deleted"),
             credentials: credentials.as_ref().map_or(default.credentials, |it| it.value.clone()),
             proxy: self.text("proxy", |text| value::base_url(text, &PROXY)),
@@ -171,18 +185,69 @@ impl<'d> Reader<'d, '_> {
             host: default.host,
         };
         let aliases = aliases.into_iter().map(|alias| alias.at).collect();
-        Configured { at, upstream, aliases, credentials: credentials.map(|it| it.at) }
+        let credentials = credentials.map(|it| it.at);
+        if let Some(at) = &callers {
+            self.refuse_beside_callers(&upstream, at, credentials.as_ref());
+        }
+        Configured { at, upstream, aliases, credentials, callers }
     }
 
-    fn refuse_what_comes_later(&mut self) {
-        let access = |text: &str| match text {
-            "shared" => Ok(()),
-            "caller" => Err(wrong("`caller` is not available in this version").write("\"shared\"")),
-            other => {
-                Err(wrong(format!("`{}` is no kind of access", shown(other))).write("\"shared\""))
+    /// Who may read what is stored, and where it stands if callers' own credentials decide.
+    fn access(&mut self) -> (Access, Option<At>) {
+        let is_callers = self.section.take("access").and_then(|node| {
+            let value = node.text().and_then(|text| match text {
+                "shared" => Ok(false),
+                "caller" => Ok(true),
+                other => Err(wrong(format!("`{}` is no kind of access", shown(other)))
+                    .write("\"shared\" or \"caller\"")),
+            });
+            self.mistakes.keep(node.at, value)
+        });
+        let memory = self.access_time("access_memory", MAX_MEMORY);
+        let grace = self.access_time("access_grace", MAX_GRACE);
+        match is_callers {
+            Some(Located { at, value: true }) => {
+                let memory = memory.map_or(DEFAULT_MEMORY, |it| it.value);
+                let grace = grace.map_or(DEFAULT_GRACE, |it| it.value);
+                (Access::Caller(Bounds { memory, grace }), Some(at))
             }
-        };
-        self.text("access", access);
+            _ => {
+                for Located { at, .. } in memory.into_iter().chain(grace) {
+                    let wrong = wrong("has no effect where everyone may read");
+                    self.mistakes.note(&at, wrong.advise("remove it, or add access = \"caller\""));
+                }
+                (Access::Shared, None)
+            }
+        }
+    }
+
+    /// The value of `key`: a time up to `max`.
+    fn access_time(&mut self, key: &'static str, max: Duration) -> Option<Located<Duration>> {
+        let node = self.section.take(key)?;
+        let value = node.text().and_then(value::duration).and_then(|time| match time <= max {
+            true => Ok(time),
+            false => {
+                let long = format!("{} is longer than a right may count", format_duration(time));
+                Err(wrong(long).write(format!("0s to {}", format_duration(max))))
+            }
+        });
+        self.mistakes.keep(node.at, value)
+    }
+
+    /// Refuses what makes no sense where each caller's own credential decides.
+    fn refuse_beside_callers(&mut self, upstream: &Upstream, at: &At, credentials: Option<&At>) {
+        if let Some(at) = credentials {
+            let unused = wrong("are never used with access = \"caller\": each caller's own are");
+            self.mistakes.note(at, unused.advise("remove them, or write access = \"shared\""));
+        }
+        if upstream.client_certificate.is_some() {
+            let ours = wrong("would let every caller in where our client certificate is let in");
+            self.mistakes.note(at, ours.advise("remove client_cert and client_key"));
+        }
+        if upstream.serve_deleted {
+            let nobody = wrong("leaves nobody a right to what upstream has no more");
+            self.mistakes.note(at, nobody.advise("remove serve_deleted"));
+        }
     }
 
     fn refuse_for_wildcard(&mut self, is_wildcard: bool, key: &str, at: Option<&At>) {

@@ -60,6 +60,7 @@ impl Registry {
         let (upstream, repository) = (&ask.upstream, &ask.name.repository);
         let accept = Accept::all_manifests();
         let head = upstream.client.head_manifest(repository, &reference, &accept).await;
+        self.note(upstream, &ask.name, head.as_ref().err());
         let asking = Asking::Manifest(&ask.name, digest);
         head.map_err(|error| Refusal::of_upstream(&error, asking))?;
         let children = Parsed::parse(&stored.bytes).map_or_else(
@@ -98,7 +99,7 @@ impl Registry {
         accept: &Accept,
     ) -> Result<Manifest, Error> {
         let raw = upstream.client.manifest(&name.repository, reference, accept).await;
-        self.note(upstream, raw.as_ref().err());
+        self.note(upstream, name, raw.as_ref().err());
         let raw = raw.inspect_err(|error| {
             if let Error::Digest { .. } = error {
                 self.metrics.corrupt.inc();

@@ -46,6 +46,8 @@ pub(super) enum Checked {
     Stale,
     /// It is not to be served any more.
     Gone,
+    /// Upstream refused the caller in whose name it was asked.
+    Refused(Error),
 }
 
 impl Registry {
@@ -82,6 +84,9 @@ impl Registry {
             Checked::Stale => self.serve_tag(ask, tag, &record, Outcome::Stale, Some(age)).await,
             Checked::Replaced(found) => self.serve_found(ask, tag, found).await,
             Checked::Gone => Err(Refusal::unknown(Asking::Manifest(&ask.name, tag))),
+            Checked::Refused(error) => {
+                Err(Refusal::of_upstream(&error, Asking::Manifest(&ask.name, tag)))
+            }
         }
     }
 
@@ -155,7 +160,10 @@ impl Registry {
                 false => Checked::Replaced(Found { record: newer, manifest: None }),
             };
         }
-        let (said, digest) = self.ask_about(upstream, &key, record).await;
+        let (said, digest) = match self.ask_about(upstream, &key, record).await {
+            Ok(told) => told,
+            Err(error) => return Checked::Refused(error),
+        };
         match settle(said, upstream.settings.serve_deleted()) {
             Verdict::Fresh => {
                 let record = TagRecord { checked_at: SystemTime::now(), ..record.as_ref().clone() };
@@ -167,6 +175,7 @@ impl Registry {
                 Err(Error::NotFound | Error::Denied) if !upstream.settings.serve_deleted() => {
                     Checked::Gone
                 }
+                Err(error @ Error::CallerRefused { .. }) => Checked::Refused(error),
                 Err(_) => Checked::Stale,
             },
             Verdict::Stale => Checked::Stale,
@@ -177,26 +186,28 @@ impl Registry {
         }
     }
 
-    /// Asks upstream what a tag names now.
+    /// Asks upstream what a tag names now. Only that a caller was refused is an error: it says
+    /// nothing about the tag.
     async fn ask_about(
         &self,
         upstream: &Upstream,
         (name, tag, variant): &TagKey,
         record: &TagRecord,
-    ) -> (Said, Option<Digest>) {
+    ) -> Result<(Said, Option<Digest>), Error> {
         let reference = Reference::Tag(tag.clone());
         let accept = accept_of(variant);
         let head = upstream.client.head_manifest(&name.repository, &reference, &accept).await;
-        self.note(upstream, head.as_ref().err());
-        match head {
+        self.note(upstream, name, head.as_ref().err());
+        Ok(match head {
             Ok(head) if head.digest.as_ref() == Some(&record.digest) => (Said::Same, None),
             Ok(head) => (Said::Other, head.digest),
             // Some registries don't answer HEAD as they should; what they name is found by GET.
             Err(Error::Protocol(_)) => (Said::Other, None),
             Err(Error::NotFound | Error::Denied) => (Said::Gone, None),
             Err(Error::CredentialRefused(_)) => (Said::CredentialRefused, None),
+            Err(error @ Error::CallerRefused { .. }) => return Err(error),
             Err(_) => (Said::Nothing, None),
-        }
+        })
     }
 
     /// Gets what a tag names now.
@@ -272,7 +283,7 @@ impl Registry {
         let reference = Reference::Tag(tag.clone());
         let accept = accept_of(variant);
         let head = upstream.client.head_manifest(&name.repository, &reference, &accept).await;
-        self.note(upstream, head.as_ref().err());
+        self.note(upstream, name, head.as_ref().err());
         let head = match head {
             Ok(head) => head,
             Err(Error::Protocol(_)) => return Ok(None),

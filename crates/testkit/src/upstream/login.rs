@@ -32,6 +32,34 @@ pub enum Login {
     },
     /// A token from `/token`, for one repository, which is given to everyone, as Docker Hub does.
     Anonymous,
+    /// To each account its repositories, and some to everyone.
+    Each(Accounts),
+}
+
+/// Who may read what.
+#[derive(Clone, Debug)]
+pub struct Accounts {
+    /// Whether a token from `/token` is wanted, which everyone is given, whatever it is good for;
+    /// otherwise a name and a password.
+    pub by_token: bool,
+    /// Name, password, and the repositories that the account may read.
+    pub accounts: Vec<(String, String, Vec<String>)>,
+    /// The repositories that everyone may read.
+    pub public: Vec<String>,
+}
+
+impl Accounts {
+    /// Whether who shows this password, or nothing, may read `repository`.
+    fn may_read(&self, shown: Option<&str>, repository: Option<&str>) -> bool {
+        let Some(repository) = repository else {
+            return shown.is_some_and(|it| self.accounts.iter().any(|(n, w, _)| it == basic(n, w)));
+        };
+        let has = |names: &[String]| names.iter().any(|name| name == repository);
+        has(&self.public)
+            || self.accounts.iter().any(|(name, word, repositories)| {
+                shown == Some(&basic(name, word)) && has(repositories)
+            })
+    }
 }
 
 const BASIC_CHALLENGE: &str = "Basic realm=\"testkit\"";
@@ -44,6 +72,14 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
+    /// Gives out a token that is good for `scope`.
+    pub(super) fn give(&mut self, scope: String) -> String {
+        self.n_given += 1;
+        let token = format!("token-{}", self.n_given);
+        self.valid.insert(token.clone(), scope);
+        token
+    }
+
     pub(super) fn revoke(&mut self) {
         self.valid.clear();
     }
@@ -72,7 +108,13 @@ impl Login {
                 }
                 BASIC_CHALLENGE.to_owned()
             }
-            Self::Bearer { .. } | Self::Anonymous => {
+            Self::Each(accounts) if !accounts.by_token => {
+                if accounts.may_read(shown, repository) {
+                    return Ok(());
+                }
+                BASIC_CHALLENGE.to_owned()
+            }
+            Self::Bearer { .. } | Self::Anonymous | Self::Each(_) => {
                 let scope = repository.map(|name| format!("repository:{name}:pull"));
                 let token = shown.and_then(|shown| shown.strip_prefix("Bearer "));
                 let granted = token.and_then(|token| tokens.valid.get(token));
@@ -86,21 +128,42 @@ impl Login {
         Err(Answer::error(401, "UNAUTHORIZED").with("www-authenticate", challenge))
     }
 
-    /// Answers a GET of `/token`.
+    /// A token for who shows this to `/token`, for reading `repository`; good for nothing if they may
+    /// not.
+    pub(super) fn token(&self, shown: &str, repository: &str, tokens: &mut Tokens) -> String {
+        let may_read = match self {
+            Self::Each(accounts) => accounts.may_read(Some(shown), Some(repository)),
+            _ => false,
+        };
+        let scope = may_read.then(|| format!("repository:{repository}:pull"));
+        tokens.give(scope.unwrap_or_default())
+    }
+
+    /// Answers a GET of `/token`. A POST, which clients try first that know OAuth 2, is not understood,
+    /// as by many a registry.
     pub(super) fn give_token(&self, request: &Request, tokens: &mut Tokens) -> Answer {
+        if request.method == "POST" {
+            return Answer::error(405, "UNSUPPORTED");
+        }
         let shown = request.header("authorization");
         let is_known = match self {
             Self::Basic { .. } | Self::AnyOf(_) => return Answer::error(404, "UNSUPPORTED"),
             Self::Bearer { username, password } => shown == Some(&basic(username, password)),
-            Self::Anonymous => true,
+            Self::Anonymous | Self::Each(_) => true,
         };
         if !is_known {
             return Answer::error(401, "UNAUTHORIZED");
         }
         let scope = larder_core::route::query_value(request.query.as_deref(), "scope");
-        tokens.n_given += 1;
-        let token = format!("token-{}", tokens.n_given);
-        tokens.valid.insert(token.clone(), scope.unwrap_or_default().into_owned());
+        let scope = scope.filter(|scope| match self {
+            Self::Each(accounts) => {
+                let name =
+                    scope.strip_prefix("repository:").and_then(|it| it.strip_suffix(":pull"));
+                name.is_some() && accounts.may_read(shown, name)
+            }
+            _ => true,
+        });
+        let token = tokens.give(scope.unwrap_or_default().into_owned());
         Answer::json(200, &json!({ "token": token, "expires_in": 300 }))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use larder_upstream::{Error, Replica, ReplicaSettings, Url};
+use larder_upstream::{Caller, Error, Replica, ReplicaSettings, Url};
 
 use crate::fake::*;
 
@@ -12,7 +12,10 @@ use crate::fake::*;
 async fn a_replica_is_told_who_asks_and_which_upstream_is_meant() {
     let fake = Fake::start(|_| ok("hello\n")).await;
     let host = "[::1]:5000".parse().unwrap();
-    let blob = replica(&fake).blob(&host, &repository(), &digest(), Some((0, None))).await.unwrap();
+    let blob = replica(&fake)
+        .blob(&host, &repository(), &digest(), Some((0, None)), &Caller::NOBODY)
+        .await
+        .unwrap();
     let pieces: Vec<_> = blob.body.map(Result::unwrap).collect().await;
     assert_eq!((blob.length, pieces.concat()), (Some(6), b"hello\n".to_vec()));
     let seen = fake.seen();
@@ -29,7 +32,10 @@ async fn a_replica_is_asked_once_and_never_followed_elsewhere() {
         })
         .await;
         let host = "docker.io".parse().unwrap();
-        let error = replica(&fake).blob(&host, &repository(), &digest(), None).await.unwrap_err();
+        let error = replica(&fake)
+            .blob(&host, &repository(), &digest(), None, &Caller::NOBODY)
+            .await
+            .unwrap_err();
         assert!(!matches!(error, Error::TimedOut | Error::Unavailable { status: None, .. }));
         assert_eq!(fake.seen().len(), 1, "{status}");
     }

@@ -62,8 +62,12 @@ fn each_rule_says_where_what_and_what_to_write_instead() {
             "spec.upstreams[1].freshness: ghcr.io: freshness: `9000h` is no duration of at most a year; write it as in 90s or 168h",
         ),
         (
-            of_upstream(json!({"access": "caller"})),
-            "spec.upstreams[1].access: ghcr.io: access `caller` is not in this version, so it is not served; write `shared`, or keep it out of the cache",
+            of_upstream(json!({"access": "caller", "secretRef": {"name": "login"}})),
+            "spec.upstreams[1].secretRef: ghcr.io: with access `caller` each caller's own credential counts, and this one is never used; remove it, or write `shared`",
+        ),
+        (
+            of_upstream(json!({"access": "caller", "remoteURL": "http://10.0.0.9:5000"})),
+            "spec.upstreams[1].access: ghcr.io: callers' credentials would be sent without encryption, so it is not served; write https:// in remoteURL and mirrors, or set insecureSkipVerify",
         ),
         (
             json!({"upstreams": [{"upstream": "*.gcr.io", "mirrors": ["https://m.example"]}]}),

@@ -6,6 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use larder_core::access::Bounds;
+
 use crate::config::{Access, TagFreshness};
 
 mod document;
@@ -32,6 +34,24 @@ static FILES: LazyLock<BTreeMap<PathBuf, String>> = LazyLock::new(|| {
     ];
     files.into_iter().map(|(path, text)| (path.into(), text)).collect()
 });
+
+#[test]
+fn callers_rights_count_as_long_as_is_said() {
+    let access = |more: &str| {
+        let text = format!("[upstreams.\"x.io\"]\naccess = \"caller\"\n{more}");
+        let config = config(&text);
+        config.upstreams.iter().find(|it| it.host.as_str() == "x.io").unwrap().access
+    };
+    let bounds = |memory, grace| {
+        let (memory, grace) = (Duration::from_secs(memory), Duration::from_secs(grace));
+        Access::Caller(Bounds { memory, grace })
+    };
+    assert_eq!(access(""), bounds(60, 600));
+    assert_eq!(access("access_memory = \"0s\"\naccess_grace = \"0s\""), bounds(0, 0));
+    assert_eq!(access("access_memory = \"5m\"\naccess_grace = \"1d\""), bounds(300, 86_400));
+    access("urls = \"http://127.0.0.1:1\"");
+    access("urls = \"http://x.io\"\ninsecure_skip_verify = true");
+}
 
 #[test]
 fn an_empty_file_is_a_whole_configuration() {

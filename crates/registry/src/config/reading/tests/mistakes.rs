@@ -292,8 +292,36 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
             "2: upstreams.\"x.io\".deadline: with no time at all, upstream is never heard; write 2s",
         ),
         (
-            "[upstreams.\"x.io\"]\naccess = \"caller\"",
-            "2: upstreams.\"x.io\".access: `caller` is not available in this version; write \"shared\"",
+            "[upstreams.\"x.io\"]\naccess = \"callers\"",
+            "2: upstreams.\"x.io\".access: `callers` is no kind of access; write \"shared\" or \"caller\"",
+        ),
+        (
+            "[upstreams.\"x.io\"]\naccess = \"caller\"\naccess_memory = \"6m\"",
+            "3: upstreams.\"x.io\".access_memory: 6m is longer than a right may count; write 0s to 5m",
+        ),
+        (
+            "[upstreams.\"x.io\"]\naccess = \"caller\"\naccess_grace = \"25h\"",
+            "3: upstreams.\"x.io\".access_grace: 1day 1h is longer than a right may count; write 0s to 1day",
+        ),
+        (
+            "[upstreams.\"x.io\"]\naccess_grace = \"1h\"",
+            "2: upstreams.\"x.io\".access_grace: has no effect where everyone may read; remove it, or add access = \"caller\"",
+        ),
+        (
+            "[upstreams.\"x.io\"]\naccess = \"caller\"\ncredentials = { username = \"u\", password = \"p\" }",
+            "3: upstreams.\"x.io\".credentials: are never used with access = \"caller\": each caller's own are; remove them, or write access = \"shared\"",
+        ),
+        (
+            "[upstreams.\"x.io\"]\naccess = \"caller\"\nclient_cert = \"cert.pem\"\nclient_key = \"key.pem\"",
+            "2: upstreams.\"x.io\".access: would let every caller in where our client certificate is let in; remove client_cert and client_key",
+        ),
+        (
+            "[upstreams.\"x.io\"]\naccess = \"caller\"\nserve_deleted = true",
+            "2: upstreams.\"x.io\".access: leaves nobody a right to what upstream has no more; remove serve_deleted",
+        ),
+        (
+            "[upstreams.\"x.io\"]\nurls = \"http://x.io\"\naccess = \"caller\"",
+            "3: upstreams.\"x.io\".access: has callers' credentials sent to http://x.io/ for anyone to read; write an https URL, or insecure_skip_verify = true if that is acceptable",
         ),
         (
             "[upstreams.\"x.io\"]\nquota = \"1 lot\"",
