@@ -3,17 +3,27 @@
 
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use larder_core::Host;
 use url::Url;
 
+use crate::caller::Caller;
 use crate::challenge::{self, Challenge};
 use crate::credentials::Login;
 use crate::{docker_config, header, link, token};
 
 /// `WWW-Authenticate`, one line of the header per line: what was read is read again when it is
-/// written properly.
+/// written properly; what is passed on is a header, and sends no secret where it can be read.
 pub fn challenges(bytes: &[u8]) {
     let text = &*String::from_utf8_lossy(bytes);
+    if let Some(passed) = challenge::to_pass_on(text.split('\n'), false) {
+        assert!(HeaderValue::from_str(&passed).is_ok(), "{passed:?}");
+        if let Some(Challenge::Bearer { realm, .. }) = challenge::choose([passed.as_str()]) {
+            assert!(Url::parse(&realm).is_ok_and(|it| it.scheme() == "https"), "{passed}");
+        }
+    }
     let Some(chosen) = challenge::choose(text.split('\n')) else { return };
     let Challenge::Bearer { realm, service, scope } = &chosen else { return };
     assert!(!realm.is_empty());
@@ -61,7 +71,8 @@ pub fn docker_config(bytes: &[u8]) {
     }
 }
 
-/// What a token service says, and the headers that are numbers: a token lasts for a day at most.
+/// What a token service says, and the headers that are numbers: a token lasts for a day at most. And
+/// when a caller's token says that it ends.
 pub fn tokens(bytes: &[u8]) {
     const DAY: Duration = Duration::from_secs(24 * 3600);
     if let Ok(token) = token::parse(bytes) {
@@ -70,6 +81,11 @@ pub fn tokens(bytes: &[u8]) {
     let text = &*String::from_utf8_lossy(bytes);
     let wait = header::retry_after(text, SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 30));
     assert!(wait.is_none_or(|wait| wait <= DAY));
+    let shown = format!("Bearer e30.{}.", BASE64_URL_SAFE_NO_PAD.encode(bytes));
+    if let Ok(shown) = HeaderValue::try_from(shown) {
+        let caller = Caller::of(&HeaderMap::from_iter([(AUTHORIZATION, shown)]));
+        let _ = caller.expect("it is a token").ends_at();
+    }
 }
 
 #[cfg(test)]
