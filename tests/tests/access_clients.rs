@@ -5,6 +5,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use larder_core::owner;
 use larder_testkit::blackhole::Blackhole;
 use larder_testkit::{Accounts, Fault, Gate, Image, Login, On, Upstream};
 use larder_tests::larder::Settings;
@@ -140,8 +141,11 @@ async fn the_rest_of_a_private_body_comes_from_another_replica() {
     let mut response = request.header("authorization", &basic(RIGHT)).send().await;
     assert_eq!(response.status, 200);
     let beginning = response.at_least(8 << 20).await;
-    let owner = replicas.order(&layer.digest)[0];
-    replicas.all.remove(owner).kill();
+    // The agent knows them by where it reaches them.
+    let names: Vec<String> = replicas.all.iter().map(|it| it.url("")).collect();
+    let order = owner::order(&layer.digest, names.iter().enumerate(), |(_, name)| name);
+    let (asked, _) = order[0];
+    replicas.all.remove(asked).kill();
     response.expect_body(&layer.bytes[beginning.len()..]).await.unwrap();
     agent.counts("larder_agent_resumed_total", &[("source", "replica")], |it| it == 1.0).await;
 }
