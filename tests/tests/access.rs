@@ -192,7 +192,10 @@ async fn a_callers_refusal_is_not_the_images_end() {
     world.allow(&[BOB]);
     // Alice's right is remembered, so it is the tag's own revalidation that is refused.
     assert_refused(world.send("GET", &tag, &basic(ALICE)).await, "a tag").await;
+    // What the tag names is still known.
+    world.upstream.fault(On::path(""), Fault::Status(503));
     let answer = world.send("GET", &tag, &basic(BOB)).await;
+    assert_eq!(answer.outcome(), "stale");
     answer.expect_body(&image.manifest.bytes).await.unwrap();
 }
 
@@ -286,6 +289,35 @@ async fn a_fill_goes_on_with_the_credential_of_another_one_who_waits() {
     assert_eq!(world.upstream.bytes_sent(&layer.digest), 8 << 20);
     // Alice's own right is gone all the same.
     assert_refused(world.send("GET", &path, &basic(ALICE)).await, "a stored blob").await;
+}
+
+#[tokio::test]
+async fn who_is_refused_before_the_first_byte_gets_none_and_others_get_theirs() {
+    let world = World::new(false, NO_MEMORY).await;
+    let image = world.push(PRIVATE, 1, &[2 << 20]);
+    let (layer, by_digest) = (&image.layers[0], image.digest().to_string());
+    let paths = [blob(PRIVATE, &layer.digest), manifest(PRIVATE, &by_digest)];
+    for (path, content) in paths.iter().zip([layer, &image.manifest]) {
+        world.allow(&[ALICE, BOB]);
+        world.upstream.forget_requests();
+        let gate = Gate::closed();
+        let once = On::digest(&content.digest).get().times(1);
+        world.upstream.fault(once, Fault::Wait(gate.clone()));
+        let (alice, bob) = (basic(ALICE), basic(BOB));
+        let first = tokio::spawn(world.request("GET", path, &alice).send());
+        gate.reached(1).await;
+        let second = tokio::spawn(world.request("GET", path, &bob).send());
+        // His right is proved; then he waits for what was begun in her name.
+        let is_proved = |it: &larder_testkit::upstream::Request| {
+            it.header("authorization") == Some(&bob) && it.method == "HEAD"
+        };
+        world.upstream.wait_for("his right is proved", |all| all.iter().any(is_proved)).await;
+        while path.contains("/blobs/") && world.n_readers().await < 2 {}
+        world.allow(&[BOB]);
+        gate.open();
+        assert_refused(first.await.unwrap(), path).await;
+        second.await.unwrap().expect_body(&content.bytes).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -433,6 +465,12 @@ impl World {
 
     async fn send(&self, method: &str, path: &str, shown: &str) -> Response {
         self.request(method, path, shown).send().await
+    }
+
+    /// How many read along with the one fill that is under way.
+    async fn n_readers(&self) -> u64 {
+        let fills = self.larder.admin("/api/v1/fills").await.json().await;
+        fills["fills"][0]["readers"].as_u64().unwrap()
     }
 
     async fn expect_image(&self, who: (&str, &str), repository: &str, image: &Image) {

@@ -316,3 +316,26 @@ impl Observer for Noted {
 
     fn quota(&self, _remaining: u64) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_for_peers_that_nobody_hears() {
+        let is_overheard = |url: &str, address: Option<&str>| {
+            let (name, url) = (url.to_owned(), url.parse().unwrap());
+            let address = address.map(|it| it.parse().unwrap());
+            Place { name, url, address, ca: None }.is_overheard()
+        };
+        for url in ["https://10.0.0.1:5000", "http://127.0.0.1:5000", "http://[::1]:5000"] {
+            assert!(!is_overheard(url, None), "{url}");
+        }
+        assert!(!is_overheard("https://larder:5000", Some("10.0.0.1:5000")));
+        for url in ["http://10.0.0.1:5000", "http://[fd00::1]:5000", "http://localhost:5000"] {
+            assert!(is_overheard(url, None), "{url}");
+        }
+        assert!(is_overheard("http://larder:5000", Some("10.0.0.1:5000")));
+        assert!(is_overheard("http://127.0.0.1:5000", Some("10.0.0.1:5000")));
+    }
+}
