@@ -497,11 +497,12 @@ mod tests {
     fn every_label_of_a_fixed_set_is_in_the_document() {
         use {Kind as K, Outcome as O, PeerOutcome as P, PeerState as T, StoreOp as S};
         let kinds = [K::Manifest, K::Blob, K::Tags, K::Referrers, K::Other].map(K::as_str);
-        let outcomes =
-            [O::Hit, O::Miss, O::Stale, O::Pass, O::NotFound, O::Refused, O::Failed].map(O::as_str);
+        let served = [O::Hit, O::Miss, O::Stale, O::Pass].map(O::as_str);
+        let refused = [O::NotFound, O::Refused, O::Challenged, O::Denied, O::Failed].map(O::as_str);
         let ops = [S::Read, S::Write, S::Record].map(S::as_str);
         let peers = [P::Answered, P::Refused, P::Failed, P::BrokenOff].map(P::as_str);
         let states = [T::Unknown, T::Here, T::Up, T::Lost].map(T::as_str);
+        let outcomes = [&served[..], &refused].concat();
         assert_eq!((kinds.len(), outcomes.len()), (K::N, O::N));
         for label in kinds.iter().chain(&outcomes).chain(&ops).chain(&peers).chain(&states) {
             assert!(DOCUMENT.contains(&format!("`{label}`")), "{label}");

@@ -162,6 +162,7 @@ mod tests {
         assert!(one.proved(&repository("a/b"), now).is_some());
         assert_eq!(one.proved(&repository("a/b"), now + Duration::from_secs(3601)), None);
         let past = asker(&rights, &token(SystemTime::UNIX_EPOCH));
+        let now = Instant::now();
         past.prove(&repository("a/b"), now);
         assert_eq!(past.proved(&repository("a/b"), now), None);
     }
