@@ -114,7 +114,7 @@ impl Registry {
         };
         let refuse = |error: &Error| {
             let refusal = Refusal::of_upstream(error, asking(ask, what));
-            Err(if asker.caller.is_nobody() { refusal.to_nobody() } else { refusal })
+            Err(if asker.caller.is_nobody() { refusal.for_nobody() } else { refusal })
         };
         if asker.caller.is_nobody()
             && let Some(challenge) = self.callers.challenges.get(&ask.name)
@@ -181,7 +181,7 @@ impl Registry {
         match timeout(upstream.settings.deadline(), upstream.client.ping_for(&caller)).await {
             Ok(Err(Error::CallerRefused { challenge: Some(challenge) })) => {
                 let refusal = Refusal::login(challenge);
-                Err(if caller.is_nobody() { refusal.to_nobody() } else { refusal })
+                Err(if caller.is_nobody() { refusal.for_nobody() } else { refusal })
             }
             // What is asked for next will hear what is wrong.
             _ => Ok(()),

@@ -99,7 +99,7 @@ impl Refusal {
 
     /// The same for a caller who has not shown anything yet: asking for it is how a login begins.
     #[must_use]
-    pub(crate) fn to_nobody(mut self) -> Self {
+    pub(crate) fn for_nobody(mut self) -> Self {
         if let Extra::Challenge(_) = self.extra {
             self.outcome = Outcome::Challenged;
         }
