@@ -194,7 +194,9 @@ impl<'d> Reader<'d, '_> {
 
     /// Who may read what is stored, and where it stands if callers' own credentials decide.
     fn access(&mut self) -> (Access, Option<At>) {
-        let is_callers = self.section.take("access").and_then(|node| {
+        let node = self.section.take("access");
+        let is_said = node.is_some();
+        let is_callers = node.and_then(|node| {
             let value = node.text().and_then(|text| match text {
                 "shared" => Ok(false),
                 "caller" => Ok(true),
@@ -211,6 +213,8 @@ impl<'d> Reader<'d, '_> {
                 let grace = grace.map_or(DEFAULT_GRACE, |it| it.value);
                 (Access::Caller(Bounds { memory, grace }), Some(at))
             }
+            // What is wrong itself is not said twice.
+            None if is_said => (Access::Shared, None),
             _ => {
                 for Located { at, .. } in memory.into_iter().chain(grace) {
                     let wrong = wrong("has no effect where everyone may read");

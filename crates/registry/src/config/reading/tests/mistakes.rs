@@ -292,7 +292,7 @@ fn a_mistake_says_where_it_is_what_is_wrong_and_what_to_do() {
             "2: upstreams.\"x.io\".deadline: with no time at all, upstream is never heard; write 2s",
         ),
         (
-            "[upstreams.\"x.io\"]\naccess = \"callers\"",
+            "[upstreams.\"x.io\"]\naccess = \"callers\"\naccess_memory = \"1m\"",
             "2: upstreams.\"x.io\".access: `callers` is no kind of access; write \"shared\" or \"caller\"",
         ),
         (
