@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_not_kept_and_known_for_nobody_else() {
+    fn a_credential_is_not_kept_and_known_to_nobody_else() {
         let (here, there) = (rights(), rights());
         let id = |rights: &Arc<Rights>| asker(rights, "Basic b25l").id().clone().0.unwrap();
         assert_eq!(id(&here), id(&here));
