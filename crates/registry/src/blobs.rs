@@ -99,7 +99,9 @@ impl Registry {
         if joined.name != ask.name && !is_member {
             self.confirm_blob(ask, digest).await?;
         }
-        self.read_along(ask, &self.wanted(ask, digest, shared.as_ref()), joined.progress).await
+        // Boxed, so that those who find what is stored do not carry along what it takes.
+        let wanted = self.wanted(ask, digest, shared.as_ref());
+        Box::pin(self.read_along(ask, &wanted, joined.progress)).await
     }
 
     /// The blob that all replicas share, if this repository may serve it.

@@ -133,10 +133,14 @@ impl http_body::Body for Body {
     }
 }
 
+/// Headers that an answer with content has, the date included.
+const N_HEADERS: usize = 9;
+
 /// An answer without content.
 pub(crate) fn empty(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
+    *response.headers_mut() = HeaderMap::with_capacity(N_HEADERS);
     let version = HeaderValue::from_static("registry/2.0");
     response.headers_mut().insert(DOCKER_API_VERSION, version);
     response
@@ -160,8 +164,9 @@ pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Response<Bo
 pub(crate) fn content_head(digest: &Digest, outcome: Outcome) -> Response<Body> {
     let mut response = empty(StatusCode::OK);
     let headers = response.headers_mut();
-    let name = digest.to_string();
-    headers.insert(ETAG, header_value(format!("\"{name}\"")));
+    let etag = Bytes::from(format!("\"{digest}\""));
+    let name = etag.slice(1..etag.len() - 1);
+    headers.insert(ETAG, header_value(etag));
     headers.insert(DOCKER_CONTENT_DIGEST, header_value(name));
     headers.insert(X_LARDER_CACHE, HeaderValue::from_static(outcome.as_str()));
     response
@@ -209,6 +214,6 @@ pub(crate) fn encoded(text: &str) -> PercentEncode<'_> {
 }
 
 /// A header value of text that was made here or parsed before.
-pub(crate) fn header_value(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("invalid"))
+pub(crate) fn header_value(text: impl Into<Bytes>) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text.into()).unwrap_or(HeaderValue::from_static("invalid"))
 }

@@ -54,7 +54,8 @@ impl Store {
                 self.note_use(digest, &manifest.used);
                 Ok(Some(manifest))
             }
-            None => Ok(self.shared_manifest(digest).await),
+            // Boxed, so that those who find it here do not carry along what it takes.
+            None => Ok(Box::pin(self.shared_manifest(digest)).await),
         }
     }
 

@@ -99,7 +99,9 @@ impl Exchange {
         let admission = self.breaker.admit(Instant::now());
         let admission = admission.map_err(|wait| Error::Resting { wait })?;
         let slot = self.limits.enter().await?;
-        let answer = self.ask_in_turn(question, who).await;
+        // Boxed, since it takes kilobytes: whoever may ask would carry them along, also where what is
+        // asked for is stored and nobody is asked.
+        let answer = Box::pin(self.ask_in_turn(question, who)).await;
         match &answer {
             Err(Error::Unavailable { .. } | Error::TimedOut) => admission.failed(Instant::now()),
             // Nothing was heard of it.

@@ -1,7 +1,7 @@
 //! Manifests by tag: a tag is served from the store as long as it is fresh; then upstream is asked
 //! with a HEAD, and whoever waits for that waits no longer than the upstream's deadline.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use http::header::{ACCEPT, AGE, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
@@ -23,6 +23,9 @@ use crate::upstream::Upstream;
 
 /// The longest `Accept` that a variant of a tag is kept under. Clients send some 500 bytes.
 const MAX_VARIANT: usize = 1024;
+
+/// The variant of those who accept everything.
+static USUAL: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(""));
 
 /// A tag of a repository, and the `Accept` that matters for it.
 pub(super) type TagKey = (Arc<Named>, Tag, Arc<str>);
@@ -101,7 +104,7 @@ impl Registry {
         tag: &Tag,
         accept: &Accept,
     ) -> (TagKey, Option<Arc<TagRecord>>) {
-        let usual: Arc<str> = Arc::from("");
+        let usual = Arc::clone(&USUAL);
         let record = self.found(self.store.tag(&ask.name, tag, &usual).await);
         let key = (Arc::clone(&ask.name), tag.clone(), usual);
         match record {
@@ -357,7 +360,7 @@ fn is_fresh(record: &TagRecord, freshness: Duration) -> bool {
 /// What the answer to a client that accepts this is kept under.
 fn variant_of(accept: &Accept) -> Arc<str> {
     let text = accept.to_string();
-    if text.len() > MAX_VARIANT { Arc::from("") } else { Arc::from(text) }
+    if text.len() > MAX_VARIANT { Arc::clone(&USUAL) } else { Arc::from(text) }
 }
 
 /// What is asked of upstream for a variant.
