@@ -194,7 +194,7 @@ by hand is said on stderr.";
 
 const BENCH_HELP: &str = "\
 Everything is started on loopback, in a directory of its own, and ended and removed afterwards.
-Needs docker-registry and nginx (Debian: docker-registry, nginx-core). The section `slowdisk` needs
+Needs docker-registry, and for `warm` and `tls` nginx (Debian: docker-registry, nginx-core). `slowdisk` needs
 root, to make a disk slow. A target that is not met is said, and does not fail the command.";
 
 #[derive(Args, Debug)]

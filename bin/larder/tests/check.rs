@@ -210,6 +210,15 @@ async fn a_wrong_password_is_said_without_showing_it() {
         let report = Report::of(&[&at(&upstream.url()), HOST, "team/app:1"]);
         report.expect("token", "failed", "");
         report.expect_advice("token", "set `credentials` in [upstreams.\"registry.example.com\"]");
+
+        // Where each caller shows their own, ours would be refused.
+        let config =
+            format!("[upstreams.\"{HOST}\"]\nurls = \"{}\"\naccess = \"caller\"", upstream.url());
+        let path = directory.path().join("callers.toml").display().to_string();
+        fs::write(&path, config).unwrap();
+        let report = Report::of(&["--config", &path, HOST, "team/app:1"]);
+        report.expect("token", "failed", "");
+        report.expect_advice("token", "pull it with a client that is logged in");
     }
 }
 

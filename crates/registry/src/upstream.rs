@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use larder_core::name::Repository;
 use larder_core::{Host, Tag};
-use larder_upstream::{Caller, Client, Reach, SetupError};
+use larder_upstream::{Caller, Client, Credentials, Reach, SetupError};
 use parking_lot::Mutex;
 
 use crate::config::{self, Access};
@@ -179,7 +179,10 @@ pub(crate) fn client_settings(config: &config::Upstream, host: &Host) -> larder_
     larder_upstream::Settings {
         host: host.clone(),
         urls,
-        credentials: config.credentials.clone(),
+        credentials: match config.access {
+            Access::Shared => config.credentials.clone(),
+            Access::Caller(_) => Credentials::Callers,
+        },
         proxy: config.proxy.clone(),
         ca: config.ca.clone(),
         client_certificate: config.client_certificate.clone(),

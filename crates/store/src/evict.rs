@@ -22,7 +22,7 @@ use futures_util::future::join_all;
 use larder_core::Digest;
 use larder_core::eviction::Order;
 use larder_core::manifest::Manifest;
-use larder_core::retention::{ImagePattern, Retention, Ttl, distinct};
+use larder_core::retention::{Retention, Ttl};
 use larder_core::size::human_size;
 use tracing::{info, warn};
 
@@ -205,34 +205,6 @@ impl Store {
     pub fn set_retention(&self, retention: Retention) {
         *self.0.retention.write() = Arc::new(retention);
         self.0.over_budget.notify_one();
-    }
-
-    /// Has images stay until they are unpinned.
-    ///
-    /// # Errors
-    ///
-    /// The index can't remember it.
-    pub async fn pin(&self, pattern: &ImagePattern) -> Result<(), StoreError> {
-        Ok(self.index().put_pin(pattern, SystemTime::now()).await?)
-    }
-
-    /// Takes a pin back; whether there was such a one. Those of the configuration stay.
-    ///
-    /// # Errors
-    ///
-    /// The index can't forget it.
-    pub async fn unpin(&self, pattern: &ImagePattern) -> Result<bool, StoreError> {
-        Ok(self.index().remove_pin(pattern).await?)
-    }
-
-    /// All pins: those of the configuration first, then the others, in the order of their text.
-    ///
-    /// # Errors
-    ///
-    /// The index can't say.
-    pub async fn pins(&self) -> Result<Vec<ImagePattern>, StoreError> {
-        let stored = self.index().pins().await?;
-        Ok(distinct(self.retention().pins.iter().cloned().chain(stored)))
     }
 
     /// Removes blobs: takes them out of the index and out of their places at once, and frees their

@@ -29,6 +29,7 @@ mod listing;
 mod manifests;
 mod names;
 mod partial;
+mod pins;
 mod reading;
 mod rebuild;
 mod recover;
@@ -211,6 +212,9 @@ pub enum StoreError {
     /// The index refused.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// What replicas share can't be asked or changed.
+    #[error("asking what replicas share")]
+    Shared(#[from] SharedError),
 }
 
 impl StoreError {

@@ -10,6 +10,7 @@
 //! - [`bucket`]: blobs as objects;
 //! - [`upload`]: what is stored here, on its way there;
 //! - [`notes`]: what else the others are to know;
+//! - [`pins`]: which images stay;
 //! - [`upkeep`]: what one replica at a time does for all: scrub, what a crash has left, and
 //!   [`keeping`], which is what goes;
 //! - [`breaker`]: what a service that is away costs.
@@ -22,6 +23,7 @@ mod breaker;
 mod bucket;
 mod keeping;
 mod notes;
+mod pins;
 mod upkeep;
 mod upload;
 
@@ -34,7 +36,9 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use larder_core::name::Named;
+use larder_core::retention::ImagePattern;
 use larder_core::{Digest, Tag};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 use tracing::{error, warn};
@@ -152,6 +156,8 @@ struct Inner {
     budget: Option<u64>,
     scrub: Option<Duration>,
     notes: mpsc::Sender<Note>,
+    /// What was pinned when that was asked last.
+    pins: Mutex<Vec<ImagePattern>>,
     /// Something is to be uploaded.
     unshared: Notify,
     /// How often something was stored; up to which of these times it was looked for, and how many
@@ -208,6 +214,7 @@ impl Shared {
             budget,
             scrub,
             notes,
+            pins: Mutex::default(),
             unshared: Notify::new(),
             n_stored: AtomicU64::new(0),
             n_seen: AtomicU64::new(0),

@@ -23,6 +23,10 @@ use crate::secret::Secret;
 pub enum Credentials {
     /// There is none; token services are asked for anonymous tokens.
     Anonymous,
+    /// There is none of ours: callers show theirs, see
+    /// [`Client::on_behalf_of`](crate::Client::on_behalf_of). Where nobody has shown one, as
+    /// `Anonymous`.
+    Callers,
     /// A user name and password (or whatever a registry takes in its place).
     Basic {
         /// The user.
@@ -77,7 +81,7 @@ impl Credentials {
     /// The file that they are in, if they are in one.
     pub fn file(&self) -> Option<&Path> {
         match self {
-            Self::Anonymous | Self::Basic { .. } => None,
+            Self::Anonymous | Self::Callers | Self::Basic { .. } => None,
             Self::PasswordFile { path, .. } | Self::DockerConfig(path) => Some(path),
         }
     }
@@ -103,7 +107,7 @@ impl Credentials {
         read: impl FnOnce(&Path) -> Result<Vec<u8>, CredentialsProblem>,
     ) -> Result<Login, CredentialsError> {
         let (path, login) = match self {
-            Self::Anonymous => return Ok(Login::Anonymous),
+            Self::Anonymous | Self::Callers => return Ok(Login::Anonymous),
             Self::Basic { username, password } => {
                 let (username, password) = (username.clone(), password.clone());
                 return Ok(Login::Password { username, password });

@@ -278,6 +278,7 @@ fn configuration(settings: &Settings) -> Result<Verdict<()>, Failed> {
     let proxies: Vec<Option<String>> = proxies.collect();
     let credentials = match &settings.credentials {
         Credentials::Anonymous => "anonymous",
+        Credentials::Callers => "each caller by their own credential",
         Credentials::Basic { .. } => "password",
         Credentials::PasswordFile { .. } => "password_file",
         Credentials::DockerConfig(_) => "docker_config",
@@ -463,17 +464,34 @@ impl Observer for Nobody {
     fn quota(&self, _: u64) {}
 }
 
+/// Whether this test shows no credential.
+fn is_nobody(settings: &Settings) -> bool {
+    matches!(settings.credentials, Credentials::Anonymous | Credentials::Callers)
+}
+
+/// What lets more be pulled than this test can.
+fn more_rights(settings: &Settings) -> String {
+    match settings.credentials {
+        Credentials::Callers => {
+            "pull it with a client that is logged in: everybody shows their own \
+                                 credential here (`access = \"caller\"`)"
+                .to_owned()
+        }
+        _ => format!("set `credentials` in {}", table(settings)),
+    }
+}
+
 /// What an error of the client means for whoever asked, and what they can do.
 fn explain(error: &Error, settings: &Settings) -> Failed {
     let table = table(settings);
-    let is_anonymous = settings.credentials == Credentials::Anonymous;
+    let more_rights = more_rights(settings);
     let advice = match error {
         Error::NotFound => {
             "look at the name and the tag; some registries say this also of what they keep from us"
                 .to_owned()
         }
-        Error::Denied if is_anonymous => {
-            format!("look at the name; if it is right, set `credentials` in {table}")
+        Error::Denied if is_nobody(settings) => {
+            format!("look at the name; if it is right, {more_rights}")
         }
         // Nobody's credential but ours is tested.
         Error::Denied | Error::CallerRefused { .. } => "give this user the right to pull it, or look at the name".to_owned(),
@@ -481,10 +499,10 @@ fn explain(error: &Error, settings: &Settings) -> Failed {
             format!("renew the user name and password that `credentials` in {table} leads to")
         }
         Error::RateLimited { retry_after: Some(wait) } => {
-            format!("wait {} and try again, or set `credentials` in {table}", seconds(*wait))
+            format!("wait {} and try again, or {more_rights}", seconds(*wait))
         }
         Error::RateLimited { retry_after: None } => {
-            format!("wait and try again, or set `credentials` in {table}")
+            format!("wait and try again, or {more_rights}")
         }
         Error::Unavailable { status: Some(401 | 403), .. } => {
             "the registry's storage refuses its own signature: look at the clocks, or ask the registry's owner".to_owned()

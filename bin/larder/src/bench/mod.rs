@@ -58,6 +58,7 @@ use clap::ValueEnum;
 use tempfile::TempDir;
 
 use content::Images;
+use peers::Peer;
 use proc::Work;
 use program::{Program, Programs};
 use report::{Findings, Report, Section};
@@ -124,6 +125,17 @@ enum Name {
     Eviction,
 }
 
+impl Name {
+    /// The programs that it needs.
+    fn peers(self) -> &'static [Peer] {
+        match self {
+            Self::Warm | Self::Tls => &[Peer::Registry, Peer::Nginx],
+            Self::Index | Self::Million | Self::Eviction => &[],
+            _ => &[Peer::Registry],
+        }
+    }
+}
+
 /// Runs the bench: prints progress to stderr, and the report to stdout.
 ///
 /// An interrupt ends every program that was started and removes what was made; a second one ends
@@ -159,11 +171,13 @@ async fn until_interrupted(args: Args) -> anyhow::Result<()> {
 }
 
 fn measure_all(args: &Args, programs: Programs) -> anyhow::Result<()> {
-    peers::require_all()?;
+    let all = Name::value_variants().iter().copied();
+    let wanted = all.filter(|name| args.only.is_empty() || args.only.contains(name));
+    let wanted: Vec<Name> = wanted.collect();
+    peers::require(&wanted.iter().flat_map(|name| name.peers()).copied().collect())?;
     let bench = Bench::new(args, programs)?;
     let mut report = Report::new(args.quick, machine::Machine::this());
-    let all = Name::value_variants().iter().copied();
-    for name in all.filter(|name| args.only.is_empty() || args.only.contains(name)) {
+    for name in wanted {
         let section = measure(&bench, name);
         if !args.json {
             progress(&section.to_markdown());

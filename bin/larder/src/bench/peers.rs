@@ -1,5 +1,6 @@
 //! The programs that larder is measured beside: docker-registry and nginx.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,15 +31,28 @@ pub(crate) struct Nginx {
     encrypted: Target,
 }
 
-/// Where a peer is.
-///
-/// # Errors
-///
-/// It is not installed; the error names the Debian package.
-fn installed(name: &str, package: &str) -> anyhow::Result<PathBuf> {
-    match program::find(name) {
-        Some(file) => Ok(file),
-        None => bail!("{name} is not installed; it is in the Debian package {package}"),
+/// A program that is measured beside larder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Peer {
+    Registry,
+    Nginx,
+}
+
+impl Peer {
+    /// Where it is.
+    ///
+    /// # Errors
+    ///
+    /// It is not installed; the error names the Debian package.
+    fn installed(self) -> anyhow::Result<PathBuf> {
+        let (name, package) = match self {
+            Self::Registry => ("docker-registry", "docker-registry"),
+            Self::Nginx => ("nginx", "nginx-core"),
+        };
+        match program::find(name) {
+            Some(file) => Ok(file),
+            None => bail!("{name} is not installed; it is in the Debian package {package}"),
+        }
     }
 }
 
@@ -49,7 +63,7 @@ impl Registry {
     ///
     /// It is not installed, or does not start.
     pub(crate) fn start(bench: &Bench, certificate: Option<&Certificate>) -> anyhow::Result<Self> {
-        let file = installed("docker-registry", "docker-registry")?;
+        let file = Peer::Registry.installed()?;
         let name = if certificate.is_some() { "docker-registry-tls" } else { "docker-registry" };
         let address = free_address()?;
         let tls = certificate.map_or(
@@ -108,7 +122,7 @@ impl Nginx {
     ///
     /// It is not installed, or does not start.
     pub(crate) fn start(bench: &Bench, certificate: &Certificate) -> anyhow::Result<Self> {
-        let file = installed("nginx", "nginx-core")?;
+        let file = Peer::Nginx.installed()?;
         let (plain, encrypted) = (free_address()?, free_address()?);
         let directory = bench.path("nginx");
         fs::create_dir_all(&directory)?;
@@ -185,13 +199,9 @@ http {{
 /// # Errors
 ///
 /// One is; the error names every missing one with its Debian package.
-pub(crate) fn require_all() -> anyhow::Result<()> {
-    let peers = [("docker-registry", "docker-registry"), ("nginx", "nginx-core")];
-    let missing: Vec<String> = peers
-        .iter()
-        .filter_map(|(name, package)| installed(name, package).err())
-        .map(|error| error.to_string())
-        .collect();
+pub(crate) fn require(peers: &BTreeSet<Peer>) -> anyhow::Result<()> {
+    let missing = peers.iter().filter_map(|peer| peer.installed().err());
+    let missing: Vec<String> = missing.map(|error| error.to_string()).collect();
     match missing.is_empty() {
         true => Ok(()),
         false => bail!("{}", missing.join("; ")),

@@ -88,6 +88,12 @@ impl From<PathRejection> for Refused {
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         warn!(error = &error as &dyn std::error::Error, "the store cannot be asked");
+        if let StoreError::Shared(_) = error {
+            return Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "PostgreSQL, where replicas share this, does not answer; try again when it does",
+            );
+        }
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the store cannot be asked; see larder's log")
     }
 }

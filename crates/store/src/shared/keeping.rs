@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use larder_core::Digest;
 use larder_core::eviction::Order;
-use larder_core::retention::{ImagePattern, Retention};
+use larder_core::retention::{ImagePattern, Retention, distinct};
 use larder_core::size::human_size;
 use parking_lot::Mutex;
 
@@ -92,7 +92,8 @@ impl Tier for Common<'_> {
     async fn pins(&self) -> Result<Vec<ImagePattern>, SharedError> {
         // Rather nothing goes than what is pinned.
         let unknown = |error| SharedError::Away(format!("the pins are not known: {error}"));
-        self.store.pins().await.map_err(unknown)
+        let known = self.store.pins().await.map_err(unknown)?;
+        Ok(distinct(known.into_iter().chain(self.ask(self.index().pins()).await?)))
     }
 
     fn low_watermark(&self, high: u64) -> u64 {

@@ -11,11 +11,14 @@ use larder_core::range::parse_content_range;
 use larder_core::{Digest, Reference};
 use url::Url;
 
-use super::{Failed, Found, Image, Nobody, Verdict, explain, network, table, tls_cause};
+use super::{
+    Failed, Found, Image, Nobody, Verdict, explain, is_nobody, more_rights, network, table,
+    tls_cause,
+};
 use crate::auth::{Authenticator, Place};
 use crate::challenge::{self, Challenge};
 use crate::client::Client;
-use crate::credentials::{Credentials, Keychain};
+use crate::credentials::Keychain;
 use crate::error::{Error, SetupError};
 use crate::header;
 use crate::settings::{Base, Settings, without_secrets};
@@ -196,11 +199,13 @@ impl Registry {
     }
 
     fn explain_login(&self, error: &Error, found: &Found) -> Failed {
-        let table = table(&self.settings);
         let failed = match error {
             Error::Denied if self.is_anonymous() => Failed::new(
                 "nobody gets in here without a user name and password, or the image does not exist",
-                format!("look at the image's name; if it is right, set `credentials` in {table}"),
+                format!(
+                    "look at the image's name; if it is right, {}",
+                    more_rights(&self.settings)
+                ),
             ),
             Error::Unavailable { status: None, .. } => Failed::new(
                 super::with_causes(error),
@@ -319,7 +324,7 @@ impl Registry {
     }
 
     fn is_anonymous(&self) -> bool {
-        self.settings.credentials == Credentials::Anonymous
+        is_nobody(&self.settings)
     }
 
     fn explain(&self, error: &Error) -> Failed {

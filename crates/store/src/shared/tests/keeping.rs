@@ -1,6 +1,6 @@
 //! What goes from what is shared, and what stays.
 
-use larder_core::retention::{OfUpstream, Retention, Ttl};
+use larder_core::retention::{ImagePattern, OfUpstream, Retention, Ttl};
 
 use super::*;
 
@@ -103,6 +103,40 @@ async fn what_has_gone_unused_for_too_long_goes_unless_it_is_pinned() {
     .await;
     replica.finds(&digests[1]).await;
     replica.finds(&digests[2]).await;
+}
+
+#[tokio::test]
+async fn what_one_replica_is_told_to_keep_all_keep() {
+    let tier = Tier::start().await;
+    let (one, two) = (tier.replica().await, tier.replica().await);
+    let pin: ImagePattern = "a.io/pinned".parse().unwrap();
+    one.store.pin(&pin).await.unwrap();
+    let digest = one.store_for("a.io/pinned", &bytes(310, 1000)).await.digest;
+    one.uploaded(&digest).await;
+    assert_eq!(two.store.pins().await.unwrap(), std::slice::from_ref(&pin));
+    let index = &two.shared().0.index;
+    let expire_unused = async |replica: &Replica| {
+        index.set_used(&[(digest.clone(), at(1))], Order::default()).await.unwrap();
+        // It may be another replica's turn.
+        patiently("what is unused goes", async {
+            while replica.shared().expire(&replica.store).await.is_err() {}
+        })
+        .await;
+    };
+    let ttl = Ttl::After(Duration::from_secs(24 * 60 * 60));
+    two.store.set_retention(Retention { ttl, ..Retention::default() });
+    expire_unused(&two).await;
+    two.finds(&digest).await;
+
+    assert!(two.store.unpin(&pin).await.unwrap());
+    assert!(one.store.pins().await.unwrap().is_empty());
+    assert!(!one.store.unpin(&pin).await.unwrap());
+    patiently("it goes", async {
+        while two.shared().blob(&digest).await.is_some() {
+            expire_unused(&two).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
