@@ -42,7 +42,9 @@ pub(crate) fn to_pass_on<'a>(
 ) -> Option<String> {
     let offered: Vec<Offer> = lines.into_iter().flat_map(parse).collect();
     let is_safe = |offer: &&Offer| {
-        let realm = offer.parameter("realm").and_then(|realm| Url::parse(&realm).ok());
+        // Looked at as it will be written: without some of its letters it would be another address.
+        let realm = offer.parameter("realm").filter(|realm| realm.chars().all(may_be_written));
+        let realm = realm.and_then(|realm| Url::parse(&realm).ok());
         realm.is_some_and(|it| it.scheme() == "https" || it.scheme() == "http" && is_plain)
     };
     let mut bearers = offered.iter().filter(|offer| offer.as_bearer().is_some());
@@ -61,10 +63,15 @@ pub(crate) fn to_pass_on<'a>(
 /// Parameters as a header has them. What no header may have is left out.
 fn written(parameters: impl Iterator<Item = (&'static str, String)>) -> String {
     let write = |(name, value): (&str, String)| {
-        let value = value.replace(|c: char| !matches!(c, ' '..='~'), "");
+        let value = value.replace(|c| !may_be_written(c), "");
         format!("{name}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
     };
     parameters.map(write).collect::<Vec<_>>().join(",")
+}
+
+/// Whether every client reads this in a header.
+fn may_be_written(c: char) -> bool {
+    matches!(c, ' '..='~')
 }
 
 /// A scheme and its parameters, as they are written.
@@ -231,6 +238,14 @@ mod tests {
             assert_eq!(to_pass_on([bearer(realm).as_str()], false), None, "{realm}");
         }
         assert!(to_pass_on([bearer("http://127.0.0.1/t").as_str()], true).is_some());
+    }
+
+    #[test]
+    fn no_caller_is_sent_to_another_address_because_a_header_has_no_letters_for_it() {
+        for realm in ["https://ä.a/t", "https:\u{699}/a", "https://a\u{7}/t"] {
+            let line = format!("Bearer realm=\"{realm}\"");
+            assert_eq!(to_pass_on([line.as_str()], false), None, "{realm}");
+        }
     }
 
     proptest! {
