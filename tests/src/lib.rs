@@ -37,6 +37,7 @@ pub mod memory;
 pub mod metrics;
 pub mod podman;
 pub mod replicas;
+pub mod repository;
 pub mod root;
 pub mod scene;
 pub mod scratch;

@@ -3,18 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::fs;
-use std::path::Path;
 
 use larder_testkit::patiently;
+use larder_tests::kubernetes::objects;
 use larder_tests::{Agent, Cluster};
 
 /// As a kubelet's does, when its certificate is renewed.
 #[tokio::test]
 async fn a_credential_that_is_replaced_is_used() {
     let cluster = Cluster::shared().await;
-    let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-    let apply = ["apply", "--server-side", "-f", definitions.to_str().unwrap()];
-    cluster.run("kubectl", &apply).await.expect("the definitions");
+    objects::apply_definitions(&cluster).await;
     let good = fs::read_to_string(cluster.kubeconfig()).unwrap();
     let settings = Agent::settings();
     let others = good.split_once("users:").unwrap().0;

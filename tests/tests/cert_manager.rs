@@ -3,13 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use std::path::Path;
-
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use larder_tests::Controller;
 use larder_tests::kubernetes::{Cluster, objects, until};
+use larder_tests::repository;
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "cert-manager-test";
@@ -19,8 +18,8 @@ const SECRET: &str = "larder-cache-tls";
 async fn a_certificate_of_cert_managers_is_asked_for_and_its_authority_is_told_to_nodes() {
     let cluster = Cluster::shared().await;
     objects::apply_definitions(&cluster).await;
-    let definition = "kubernetes/cert-manager/certificates.yaml";
-    let definition = Path::new(env!("CARGO_MANIFEST_DIR")).join(definition);
+    let definition = "tests/kubernetes/cert-manager/certificates.yaml";
+    let definition = repository::path(definition);
     let apply = ["apply", "--server-side", "-f", definition.to_str().unwrap()];
     let applied = cluster.run("kubectl", &apply).await;
     applied.expect("cert-manager's definition");

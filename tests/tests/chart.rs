@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use larder_tests::kubernetes::program;
 use larder_tests::process::{Ended, run};
+use larder_tests::repository;
 use larder_tests::scratch::Scratch;
 
 /// What the manifests begin with: Helm makes no namespace.
@@ -29,7 +30,7 @@ metadata:
 async fn the_manifests_are_those_of_the_chart() {
     let rendered = template(&["--no-hooks"]).await.expect("helm template");
     let rendered = format!("{NAMESPACE}{rendered}");
-    let path = repository().join("deploy/manifests/install.yaml");
+    let path = repository::path("deploy/manifests/install.yaml");
     if std::env::var_os("LARDER_GOLDEN").is_some_and(|it| it == "write") {
         fs::write(&path, &rendered).unwrap();
     }
@@ -148,9 +149,5 @@ async fn helm(arguments: &[&str]) -> Ended {
 }
 
 fn chart() -> PathBuf {
-    repository().join("deploy/helm/larder")
-}
-
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+    repository::path("deploy/helm/larder")
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 #[test]
 fn every_fuzz_target_takes_every_seed() {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    let corpus = Path::new("../fuzz/corpus");
     for (name, target) in larder_fuzz::TARGETS {
         let seeds = fs::read_dir(corpus.join(name)).unwrap();
         let seeds: Vec<_> = seeds.map(|seed| seed.unwrap().path()).collect();

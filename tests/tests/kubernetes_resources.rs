@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use std::path::Path;
 use std::sync::Arc;
 
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
@@ -10,6 +9,7 @@ use kube::core::GroupVersionKind;
 use kube::{Api, Client};
 use larder_tests::kubernetes::{Cluster, objects, until};
 use larder_tests::process::{Ended, run};
+use larder_tests::repository;
 use larder_tests::scratch::{Scratch, files_below};
 use serde_json::{Value, json};
 
@@ -58,10 +58,6 @@ fn caches(client: Client) -> Api<DynamicObject> {
     Api::namespaced_with(client, NAMESPACE, &resource)
 }
 
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
-
 #[tokio::test]
 async fn the_definitions_are_accepted_and_explained() {
     let installed = Installed::new().await;
@@ -78,7 +74,7 @@ async fn all_that_documents_show_is_accepted() {
     // Helm makes it, with `--create-namespace`.
     let namespace = ["create", "namespace", "larder-system"];
     installed.cluster.run("kubectl", &namespace).await.expect("create the namespace");
-    let shown = ["docs", "deploy", "README.md"].map(|it| repository().join(it));
+    let shown = ["docs", "deploy", "README.md"].map(repository::path);
     let files = shown.iter().flat_map(|it| match it.is_dir() {
         true => files_below(it),
         false => vec![it.clone()],

@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -394,9 +393,7 @@ fn kind(name: &str) -> (&'static str, &'static str, &'static str) {
 impl Scene {
     async fn new() -> Self {
         let cluster = Cluster::shared().await;
-        let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-        let apply = ["apply", "--server-side", "-f", definitions.to_str().unwrap()];
-        cluster.run("kubectl", &apply).await.expect("the definitions");
+        objects::apply_definitions(&cluster).await;
         let scratch = Scratch::new();
         let unique = scratch.path().file_name().unwrap().to_str().unwrap().to_lowercase();
         let namespace: String = unique.chars().filter(char::is_ascii_alphanumeric).collect();

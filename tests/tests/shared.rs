@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use larder_core::{Digest, owner};
 use larder_testkit::random::Numbers;
-use larder_testkit::{Content, Fault, Gate, Image, On, Postgres, Rgw, Upstream, patiently};
+use larder_testkit::{Content, Fault, Gate, Image, Login, On, Postgres, Rgw, Upstream, patiently};
 use larder_tests::larder::Settings;
 use larder_tests::scene::{REPOSITORY, blob_path, manifest_path};
 use larder_tests::{Larder, Scene, http};
@@ -153,6 +155,39 @@ async fn clients_are_sent_to_the_bucket_for_what_is_not_at_hand_and_never_for_a_
     expect(sent.header("location"), layer).await;
     let at_hand = cluster.replicas[0].get(&blob_path(&layer.digest)).await;
     assert_eq!(at_hand.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_sent_to_the_bucket_for_what_upstream_would_not_give_them() {
+    let mut cluster = Cluster::of_shared(1).await;
+    let image = cluster.push(11, &[9 * MIB]);
+    cluster.pull(0, &image).await;
+    cluster.uploaded(3.0).await;
+    let (username, password) = ("alice".to_owned(), "hunter2".to_owned());
+    cluster.upstream.require(Login::Basic { username, password });
+    cluster.upstream_settings = "access = \"caller\"".to_owned();
+    cluster.bucket_settings = "redirect = true".to_owned();
+    let other = cluster.another().await;
+    let layer = &image.layers[0];
+    let url = other.url(&blob_path(&layer.digest));
+    // Also once somebody has been sent there.
+    for _ in 0..2 {
+        for shown in ["", "alice:wrong", "mallory:hunter2"] {
+            let asked = http::get(&url);
+            let refused = match shown {
+                "" => asked.send().await,
+                shown => asked.header("authorization", &basic(shown)).send().await,
+            };
+            assert_eq!((refused.status, refused.header("location")), (401, ""), "{shown}");
+        }
+        let sent = http::get(&url).header("authorization", &basic("alice:hunter2")).send().await;
+        assert_eq!(sent.status, 307);
+        expect(sent.header("location"), layer).await;
+    }
+}
+
+fn basic(shown: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(shown))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -346,6 +381,8 @@ struct Cluster {
     database: String,
     /// More of `[s3]`.
     bucket_settings: String,
+    /// More of the upstream's table.
+    upstream_settings: String,
 }
 
 enum Services {
@@ -388,10 +425,17 @@ impl Cluster {
         let (bucket, database) =
             (services.rgw().bucket().await, services.postgres().database().await);
         let upstream = Upstream::start().await;
-        let (replicas, names) = (Vec::new(), Vec::new());
-        let (killed, bucket_settings) = (None, String::new());
-        let mut cluster =
-            Self { upstream, replicas, names, killed, services, bucket, database, bucket_settings };
+        let mut cluster = Self {
+            upstream,
+            replicas: Vec::new(),
+            names: Vec::new(),
+            killed: None,
+            services,
+            bucket,
+            database,
+            bucket_settings: String::new(),
+            upstream_settings: String::new(),
+        };
         for _ in 0..n {
             let address = free_address();
             let name = format!("http://{address}");
@@ -414,7 +458,7 @@ impl Cluster {
         let (endpoint, bucket) = (self.services.rgw().endpoint(), &self.bucket);
         let shared = format!("storage = \"s3\"\nindex = \"{}\"", self.database);
         let s3 = format!("[s3]\nendpoint = \"{endpoint}\"\nbucket = \"{bucket}\"\n");
-        Scene::settings(&self.upstream, "")
+        Scene::settings(&self.upstream, &format!("{}\n", self.upstream_settings))
             .config_first(&shared)
             .config(&format!("{s3}{}", self.bucket_settings))
             .variable("AWS_ACCESS_KEY_ID", id)

@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use larder_testkit::patiently;
 use larder_testkit::process::{Process, Stream};
 use larder_tests::larder;
+use larder_tests::repository;
 use larder_tests::suite::are_all_wanted;
 use larder_tests::systemd::Systemd;
 
@@ -27,7 +27,7 @@ async fn the_unit_is_active_when_runtimes_are_served_and_a_hung_agent_is_replace
     }
     let systemd = Systemd::boot().await;
     let _cache = start_cache(&systemd).await;
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/larder-agent.service");
+    let unit = repository::path("deploy/systemd/larder-agent.service");
     systemd.install(&unit, "/etc/systemd/system/larder-agent.service");
     let config = "[[caches]]\nurl = \"http://127.0.0.1:5000\"\n";
     fs::write(systemd.path("/etc/larder/agent.toml"), config).unwrap();

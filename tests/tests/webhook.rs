@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use larder_tests::Controller;
 use larder_tests::kubernetes::wire::Forward;
 use larder_tests::kubernetes::{Cluster, objects, until};
 use larder_tests::process::Ended;
+use larder_tests::repository;
 use larder_tests::scratch::Scratch;
 use serde_json::{Value, json};
 
@@ -222,7 +222,7 @@ async fn several_controllers_agree_on_one_certificate() {
 #[tokio::test]
 async fn an_upgrade_of_the_chart_leaves_whom_to_trust_as_it_is() {
     let scene = Scene::new().await;
-    let chart = repository().join("deploy/helm/larder");
+    let chart = repository::path("deploy/helm/larder");
     let helm = async |act: &str, more: &[&str]| {
         let mut arguments = vec![act, "larder"];
         if act != "uninstall" {
@@ -421,8 +421,4 @@ fn bundle_of(configuration: &ValidatingWebhookConfiguration) -> String {
         .collect();
     assert_eq!(bundles.len(), 1, "{}", configuration.name_any());
     bundles.into_iter().next().unwrap()
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }

@@ -29,6 +29,8 @@ mod verification;
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use larder_core::Digest;
@@ -121,13 +123,23 @@ impl Index {
         // for one that a full disk has left within a transaction, whatever sqlx did to end it. SQLite
         // may have ended it first, and then what comes after would be written into a savepoint that
         // nobody releases: seen by the writer alone, and lost with it.
+        //
+        // A new one that cannot be told anything, as the disk takes nothing, is used all the same, once:
+        // what it is asked fails at once, where sqlx would try for half a minute to make a better one.
         let pool = |n| {
+            let is_usable = Arc::new(AtomicBool::new(true));
+            let was_told = Arc::clone(&is_usable);
             let options = AnyPoolOptions::new().max_connections(n).min_connections(n);
-            let options = options.after_connect(|connection, _| {
-                Box::pin(async { sqlx::raw_sql(PRAGMAS).execute(connection).await.map(drop) })
+            let options = options.after_connect(move |connection, _| {
+                let was_told = Arc::clone(&was_told);
+                Box::pin(async move {
+                    let told = sqlx::raw_sql(PRAGMAS).execute(connection).await;
+                    was_told.store(told.is_ok(), Ordering::Relaxed);
+                    Ok(())
+                })
             });
-            let options = options.after_release(|connection, _| {
-                let is_good = !connection.is_in_transaction();
+            let options = options.after_release(move |connection, _| {
+                let is_good = !connection.is_in_transaction() && is_usable.load(Ordering::Relaxed);
                 Box::pin(async move { Ok(is_good) })
             });
             options.test_before_acquire(false).idle_timeout(None).max_lifetime(None)

@@ -102,7 +102,7 @@ mod tests {
             ("docker_config", docker_config),
             ("tokens", tokens),
         ];
-        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus");
+        let corpus = "../../fuzz/corpus";
         for (name, target) in targets {
             let seeds = std::fs::read_dir(format!("{corpus}/{name}")).unwrap();
             let seeds: Vec<_> = seeds.map(|seed| seed.unwrap().path()).collect();

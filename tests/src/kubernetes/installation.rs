@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{Cluster, Node, images, objects, until};
 use crate::process::Ended;
-use crate::{http, metrics};
+use crate::{http, metrics, repository};
 
 /// The image of all that is installed, which is on nodes before.
 const IMAGE: &str = "larder.test/larder";
@@ -58,7 +57,7 @@ impl Installation {
     /// If Helm fails.
     pub async fn by_chart(cluster: &Cluster, values: &[&str]) -> Self {
         cluster.run("kubectl", &["create", "namespace", NAMESPACE]).await.expect("a namespace");
-        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/larder");
+        let chart = repository::path("deploy/helm/larder");
         let mut arguments = vec!["install", "larder", chart.to_str().unwrap()];
         arguments.extend(["--namespace", NAMESPACE]);
         let image = format!("image.repository={IMAGE}");

@@ -1,7 +1,6 @@
 //! Objects that several tests make or read.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
@@ -9,6 +8,7 @@ use kube::{Api, Client};
 use serde_json::json;
 
 use super::Cluster;
+use crate::repository;
 
 /// Tells a cluster what our resources are.
 ///
@@ -16,7 +16,7 @@ use super::Cluster;
 ///
 /// If `kubectl` fails.
 pub async fn apply_definitions(cluster: &Cluster) {
-    let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
+    let definitions = repository::path("deploy/crds");
     let apply = ["apply", "--server-side", "-f", definitions.to_str().unwrap()];
     cluster.run("kubectl", &apply).await.expect("the definitions");
 }

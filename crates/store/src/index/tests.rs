@@ -1,6 +1,7 @@
 //! What an index promises, in SQLite and in PostgreSQL.
 
 mod full_disk;
+mod refusing_disk;
 
 use std::sync::Arc;
 use std::time::Duration;
