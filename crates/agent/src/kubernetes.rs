@@ -63,9 +63,14 @@ async fn follow(client: Client, sender: &watch::Sender<Option<Vec<Place>>>) {
     let mut events = pin!(watcher(caches, watcher::Config::default()).default_backoff());
     loop {
         match events.try_next().await {
-            Ok(Some(Event::Init)) => listed.clear(),
+            // Nothing is known of all of them until they have been listed.
+            Ok(Some(Event::Init)) => {
+                listed.clear();
+                continue;
+            }
             Ok(Some(Event::InitApply(cache))) => {
-                drop(listed.insert(key(&cache), places_of(&cache)))
+                listed.insert(key(&cache), places_of(&cache));
+                continue;
             }
             Ok(Some(Event::InitDone)) => known = std::mem::take(&mut listed),
             Ok(Some(Event::Apply(cache))) => drop(known.insert(key(&cache), places_of(&cache))),
@@ -79,9 +84,7 @@ async fn follow(client: Client, sender: &watch::Sender<Option<Vec<Place>>>) {
                 }
             }
         }
-        if listed.is_empty() {
-            say(sender, &known);
-        }
+        say(sender, &known);
     }
 }
 
@@ -169,10 +172,35 @@ pub async fn zone_of(client: Client, node: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use kube::Config;
     use larder_k8s::cache::Endpoint;
     use larder_k8s::{RegistryCacheSpec, RegistryCacheStatus};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
 
     use super::*;
+
+    /// Or the mirrors of a node would be withdrawn whenever its credential is exchanged.
+    #[tokio::test]
+    async fn that_there_is_no_cache_is_not_said_before_they_have_been_listed() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", server.local_addr().unwrap());
+        tokio::spawn(async move {
+            let refusal = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"no","reason":"Unauthorized","code":401}"#;
+            let head =
+                "HTTP/1.1 401 Unauthorized\r\nConnection: close\r\nContent-Type: application/json";
+            let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{refusal}", refusal.len());
+            loop {
+                let (mut socket, _) = server.accept().await.unwrap();
+                assert!(socket.read(&mut [0; 4096]).await.unwrap() > 0);
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let client = Client::try_from(Config::new(url.parse().unwrap())).unwrap();
+        let (sender, receiver) = watch::channel(None);
+        follow(client, &sender).await;
+        assert_eq!(*receiver.borrow(), None);
+    }
 
     #[test]
     fn a_cache_is_asked_where_its_status_says_and_for_its_upstreams_while_it_is_mirrored() {
