@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use larder_core::{Digest, owner};
 use larder_testkit::random::Numbers;
 use larder_testkit::{Content, Fault, Gate, Image, Login, On, Postgres, Rgw, Upstream, patiently};
 use larder_tests::larder::Settings;
+use larder_tests::process::run;
 use larder_tests::scene::{REPOSITORY, blob_path, manifest_path};
 use larder_tests::{Larder, Scene, http};
 use tokio::task::JoinSet;
@@ -129,29 +131,21 @@ async fn what_one_replica_has_pulled_another_one_serves_without_upstream() {
 #[tokio::test]
 async fn a_tag_that_another_replica_has_asked_about_is_not_asked_about_again() {
     let cluster = Cluster::of_shared(2).await;
-    let [one, two] = &cluster.replicas[..] else { unreachable!("there are two") };
-    let is_heard_of = async |n: u64| {
-        let tag = n.to_string();
-        cluster.push_as(&tag, 4000 + n, &[100]);
-        let asked = || {
-            let path = format!("/manifests/{tag}");
-            cluster.upstream.count(|request| request.path.ends_with(&path))
-        };
-        assert_eq!(one.get(&manifest_path(&tag)).await.status, 200);
-        assert_eq!(asked(), 1);
-        // What was found out is told on its own way, which takes about as long.
-        cluster.uploaded(n as f64).await;
-        let response = two.get(&manifest_path(&tag)).await;
-        assert_eq!(response.status, 200);
-        (response.outcome(), asked()) == ("hit", 1)
+    let image = cluster.push(4, &[100]);
+    cluster.pull(0, &image).await;
+    cluster.uploaded(3.0).await;
+    // What was found out about a tag is told on a way of its own.
+    let is_told = async || {
+        let tags = ["--tuples-only", "--no-align", "--command", "SELECT tag FROM tags"];
+        let told = run(Command::new("psql").arg(&cluster.database).args(tags)).await;
+        told.expect("psql").trim() == "1"
     };
-    let mut n = 1;
-    let heard = async {
-        while !is_heard_of(n).await {
-            n += 1;
-        }
-    };
-    patiently("one is not asked about again", heard).await;
+    patiently("the tag is told", async { while !is_told().await {} }).await;
+    let asked = || cluster.upstream.count(|request| request.path.ends_with("/manifests/1"));
+    assert_eq!(asked(), 1);
+    let response = cluster.replicas[1].get(&manifest_path("1")).await;
+    assert_eq!((response.status, response.outcome()), (200, "hit"));
+    assert_eq!(asked(), 1);
 }
 
 #[tokio::test]

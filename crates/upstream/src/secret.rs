@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-/// A password or token. It is never shown: `Debug` prints a placeholder, and there is neither
+/// A password or token. It is never shown: `Debug` prints nothing of it, and there is neither
 /// `Display` nor `Serialize`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]
