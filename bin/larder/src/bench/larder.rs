@@ -148,13 +148,22 @@ pub(crate) fn blob_path(digest: &Digest) -> String {
     format!("/v2/{HOST}/{REPOSITORY}/blobs/{digest}")
 }
 
+/// The path of a blob, as runtimes ask a mirror for it.
+pub(crate) fn mirrored_blob_path(digest: &Digest) -> String {
+    format!("/v2/{REPOSITORY}/blobs/{digest}?ns={HOST}")
+}
+
 /// The path of a manifest.
 pub(crate) fn manifest_path(reference: &str) -> String {
     format!("/v2/{HOST}/{REPOSITORY}/manifests/{reference}")
 }
 
 /// The address in `http://ADDRESS`, or `https://ADDRESS`.
-fn address_of(url: &str) -> anyhow::Result<SocketAddr> {
+///
+/// # Errors
+///
+/// It is something else.
+pub(crate) fn address_of(url: &str) -> anyhow::Result<SocketAddr> {
     let (_, address) = url.split_once("://").context("larder did not print a URL")?;
     address.trim_end_matches('/').parse().with_context(|| format!("reading {address:?}"))
 }

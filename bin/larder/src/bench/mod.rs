@@ -11,10 +11,11 @@
 //! ```
 //!
 //! - each section is a module with one `measure`: [`coalesce`], [`cold`], [`wan`], [`warm`]
-//!   (plain and TLS), [`streams`], [`manifests`], [`slowdisk`], [`truncate`], [`outage`], [`index`],
+//!   (plain and TLS), [`agent`], [`streams`], [`manifests`], [`slowdisk`], [`truncate`], [`outage`], [`index`],
 //!   [`million`], [`eviction`];
 //! - this module knows the order, the options, and what they share: [`Bench`].
 
+mod agent;
 mod buffer;
 mod client;
 mod coalesce;
@@ -107,6 +108,8 @@ enum Name {
     Warm,
     /// A stored blob over TLS
     Tls,
+    /// A stored blob through the agent of a node
+    Agent,
     /// 256 streams at once
     Streams,
     /// Small manifests: how many, and how fast at half of that
@@ -207,6 +210,7 @@ fn measure(bench: &Bench, name: Name) -> Section {
         Name::Wan => (wan::what(bench), wan::measure(bench)),
         Name::Warm => (warm::what(bench), warm::measure_plain(bench)),
         Name::Tls => (warm::what_tls(bench), warm::measure_tls(bench)),
+        Name::Agent => (agent::what(bench), agent::measure(bench)),
         Name::Streams => (streams::what(bench), streams::measure(bench)),
         Name::Manifests => (manifests::what(bench), manifests::measure(bench)),
         Name::Slowdisk => (slowdisk::what(bench), slowdisk::measure(bench)),

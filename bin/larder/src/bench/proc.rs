@@ -37,6 +37,17 @@ pub(crate) fn anonymous_bytes(pid: u32) -> anyhow::Result<u64> {
     Ok(kib * 1024)
 }
 
+/// The one process that the first thread of process `pid` has started and not waited for.
+///
+/// # Errors
+///
+/// The process is gone, or has none or several.
+pub(crate) fn child_of(pid: u32) -> anyhow::Result<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    parse_child(&children).with_context(|| format!("{path} has not one child"))
+}
+
 /// What the machine's processors had done at one moment, to tell how much of it was not ours.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Work {
@@ -120,6 +131,10 @@ fn sample(pid: u32, shared: &Shared) {
     }
 }
 
+fn parse_child(children: &str) -> Result<u32, std::num::ParseIntError> {
+    children.trim_end().parse()
+}
+
 /// `utime + stime` of a `stat` line: fields 14 and 15. The second field is the program's name in
 /// parentheses and may hold anything, so counting starts behind the last parenthesis.
 fn parse_ticks(stat: &str) -> Option<u64> {
@@ -174,6 +189,12 @@ mod tests {
         let status = "VmRSS:\t  900 kB\nRssAnon:\t     512 kB\nRssFile:\t 388 kB\n";
         assert_eq!(parse_kib(status, "RssAnon"), Some(512));
         assert_eq!(parse_kib(status, "RssShmem"), None);
+    }
+
+    #[test]
+    fn a_child_is_one_number() {
+        assert_eq!(parse_child("4711 ").unwrap(), 4711);
+        assert!(parse_child("").is_err() && parse_child("1 2 ").is_err());
     }
 
     #[test]

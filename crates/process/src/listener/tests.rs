@@ -46,6 +46,18 @@ async fn over_tls_the_client_chooses_the_protocol() {
 }
 
 #[tokio::test]
+async fn little_waits_in_the_kernel_for_a_client_on_this_machine() {
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _client = TcpStream::connect(tcp.local_addr().unwrap()).await.unwrap();
+    let (socket, _) = tcp.accept().await.unwrap();
+    prepare(&socket, Duration::from_secs(7)).unwrap();
+    let options = SockRef::from(&socket);
+    assert_eq!(options.tcp_notsent_lowat().unwrap(), NEARBY_WAITING);
+    assert!(options.tcp_congestion().unwrap().starts_with(UNPACED));
+    assert_eq!(options.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
+}
+
+#[tokio::test]
 async fn a_connection_beyond_the_limit_waits_for_another_to_end() {
     let served = Served::begin(Limits { connections: 1, ..Limits::default() }, None).await;
     let mut first = served.socket().await;
