@@ -13,11 +13,13 @@
 //!   speak to each other;
 //! - [`Cluster`]: all of it; [`Node`]: one of its nodes;
 //! - [`images`]: images that need no registry; [`volumes`]: the storage class;
-//! - [`Installation`]: Larder in it, by its chart; [`objects`]: what several tests make or read.
+//! - [`Installation`]: Larder in it, by its chart; [`CertManager`]: who issues certificates there;
+//!   [`objects`]: what several tests make or read.
 //!
 //! No two clusters share an address or a file, so that as many as the computer bears may run at
 //! once. There is no cluster DNS. The computer's own settings stay as they are.
 
+pub mod cert_manager;
 pub(crate) mod cgroups;
 mod control_plane;
 pub mod images;
@@ -47,6 +49,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::process::{Ended, Process, run, run_unbounded};
 use crate::scratch::Scratch;
+pub use cert_manager::CertManager;
 use control_plane::ControlPlane;
 pub use installation::Installation;
 use keys::Keys;

@@ -22,6 +22,7 @@
 //! - no secret is in a ConfigMap, an annotation, an event, a condition, or the log.
 
 mod apply;
+mod cert_manager;
 mod certificates;
 mod conflict;
 mod context;

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use crate::apply::{self, ApplyError, Writer};
+use crate::cert_manager;
 use crate::certificates::{MakeError, Policy};
 use crate::conflict::Taken;
 use crate::context::Context;
@@ -202,6 +203,10 @@ impl Turn<'_> {
             return self.certificates_of_others(issuer, &sans).await;
         }
         let names = self.scope.names;
+        let secret = self.facts.secrets.get(&names.certificate()).map(|it| &it.metadata);
+        if cert_manager::remove(self.context, self.scope.cache, names, secret).await? {
+            self.facts.secrets.remove(&names.certificate());
+        }
         let authority = self.facts.secrets.get(&names.authority());
         let stored = secrets::stored(authority, self.facts.secrets.get(&names.certificate()));
         let asked = secrets::is_rotation_asked(self.scope, authority);
@@ -235,21 +240,26 @@ impl Turn<'_> {
             return Ok(());
         }
         self.apply(extras::certificate(self.scope, issuer, sans)).await?;
-        match self.facts.secrets.get(&self.scope.names.certificate()) {
-            Some(secret) => {
-                self.versions.extend(secret.resource_version());
-                let data = secret.data.as_ref().and_then(|it| it.get("ca.crt"));
-                let bundle = data.and_then(|it| String::from_utf8(it.0.clone()).ok());
-                self.bundle = bundle.filter(|text| !text.trim().is_empty());
-                if self.bundle.is_none() {
-                    let what = format!(
-                        "secret `{}`: the issuer of http.issuerRef has put no authority into it as `ca.crt`, so that nodes cannot know whom to trust; name an issuer that does",
-                        self.scope.names.certificate()
-                    );
-                    self.problems.push(Problem::new("SecretIncomplete", what));
-                }
-            }
-            None => self.progress.push("cert-manager is issuing the certificate".to_owned()),
+        let names = self.scope.names;
+        let secret = self.facts.secrets.get(&names.certificate());
+        let is_issued = secret.is_some_and(|it| cert_manager::has_made(&it.metadata, names));
+        if !is_issued {
+            self.progress.push("cert-manager is issuing the certificate".to_owned());
+        }
+        // Until then, replicas show what the cache's own authority has signed, if there was one.
+        let Some(secret) = secret else { return Ok(()) };
+        self.versions.extend(secret.resource_version());
+        let data = secret.data.as_ref().and_then(|it| it.get("ca.crt"));
+        let bundle = data.and_then(|it| String::from_utf8(it.0.clone()).ok());
+        // Of that authority an issuer that has none leaves the certificate where it was.
+        let own = secrets::stored(self.facts.secrets.get(&names.authority()), None).bundle();
+        self.bundle = bundle.filter(|text| !(text.trim().is_empty() || is_issued && *text == own));
+        if self.bundle.is_none() {
+            let what = format!(
+                "secret `{}`: the issuer of http.issuerRef has put no authority into it as `ca.crt`, so that nodes cannot know whom to trust; name an issuer that does",
+                names.certificate()
+            );
+            self.problems.push(Problem::new("SecretIncomplete", what));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::controller::Action;
@@ -16,6 +16,7 @@ use serde_json::json;
 use tracing::info;
 
 use crate::apply::Writer;
+use crate::cert_manager;
 use crate::context::Context;
 use crate::facts::Facts;
 use crate::names::{FINALIZER, INSTANCE, Names};
@@ -61,6 +62,9 @@ pub(crate) async fn step(
     }
     let namespace = cache.namespace().unwrap_or_default();
     let owner = cache.uid().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+    let secret = secrets.get_metadata_opt(&names.certificate()).await?;
+    cert_manager::remove(context, cache, names, secret.as_ref().map(|it| &it.metadata)).await?;
     let writer = Writer::open(&context.client, &namespace, &owner, names).await?;
     writer.remove(|_| true).await?;
     remove_volumes(context, &namespace, names).await?;

@@ -21,10 +21,11 @@ pub(crate) fn service_monitor(scope: Scope<'_>) -> Value {
     )
 }
 
-/// Has cert-manager issue the replicas' certificate.
+/// Has cert-manager issue the replicas' certificate, into a secret that is found like all others.
 pub(crate) fn certificate(scope: Scope<'_>, issuer: &IssuerRef, sans: &Sans) -> Value {
     let spec = json!({
         "secretName": scope.names.certificate(),
+        "secretTemplate": {"labels": scope.names.labels()},
         "dnsNames": sans.names,
         "ipAddresses": sans.addresses,
         "usages": ["digital signature", "server auth"],
