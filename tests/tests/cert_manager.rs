@@ -260,7 +260,18 @@ async fn a_certificate_without_an_authority_is_named_and_one_with_it_is_told_to_
     let fill = async |texts: &[(&str, &str)]| write(client.clone(), NAMESPACE, &spec, texts).await;
     let (leaf, authority) = pair();
     let (cert, key) = (leaf.0.as_str(), leaf.1.as_str());
+    let failed = json!({
+        "apiVersion": "cert-manager.io/v1", "kind": "Certificate", "metadata": {"name": SECRET},
+        "status": {"conditions": [{
+            "type": "Issuing", "status": "False", "reason": "Failed",
+            "message": "the issuer is on holiday", "lastTransitionTime": Timestamp::now().to_string(),
+        }]},
+    });
+    let (params, failed) = (PatchParams::apply("cert-manager"), Patch::Apply(failed));
+    certificates.patch_status(SECRET, &params, &failed).await.unwrap();
     fill(&[("tls.crt", cert), ("tls.key", key)]).await;
+    let is_named = async || message("Degraded").await.contains("the issuer is on holiday");
+    until("what cert-manager failed at is named", is_named).await;
     until("the missing authority is named", async || {
         message("Degraded").await.contains("no authority into it as `ca.crt`")
     })

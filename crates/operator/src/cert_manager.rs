@@ -1,4 +1,5 @@
-//! What cert-manager has made for a cache, and how it goes when it is not wanted any more.
+//! What cert-manager has made for a cache, what it says of it, and how it goes when it is not wanted any
+//! more.
 //!
 //! The certificate that it was asked for is the cache's, and goes with it; the secret is nobody's, and
 //! cert-manager leaves it behind.
@@ -12,6 +13,7 @@ use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, DynamicObject, Preconditions};
 use larder_k8s::RegistryCache;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tracing::info;
 
 use crate::apply::{CERTIFICATE, resource};
@@ -23,6 +25,9 @@ use crate::names::{INSTANCE, Names};
 /// Source: cert-manager, `CertificateNameKey`.
 const CERTIFICATE_NAME: &str = "cert-manager.io/certificate-name";
 
+/// The most letters of a message that are passed on: an issuer's answer may be a whole page.
+const MAX_MESSAGE: usize = 500;
+
 /// Whether cert-manager has made the secret with the replicas' certificate, or has taken it over.
 pub(crate) fn has_made(secret: &ObjectMeta, names: &Names) -> bool {
     let is = |map: &Option<BTreeMap<String, String>>, key: &str, value: &str| {
@@ -30,6 +35,17 @@ pub(crate) fn has_made(secret: &ObjectMeta, names: &Names) -> bool {
     };
     is(&secret.annotations, CERTIFICATE_NAME, &names.certificate())
         && is(&secret.labels, INSTANCE, names.base())
+}
+
+/// Why cert-manager could not issue a certificate or renew it the last time. `None`: it could, or is
+/// trying.
+pub(crate) fn failure(certificate: &Value) -> Option<String> {
+    let is_failure = |it: &&Value| {
+        it["type"] == "Issuing" && it["status"] == "False" && it["reason"] == "Failed"
+    };
+    let conditions = certificate.pointer("/status/conditions")?.as_array()?;
+    let message = conditions.iter().find(is_failure)?["message"].as_str()?;
+    Some(message.chars().take(MAX_MESSAGE).collect())
 }
 
 /// Removes the certificate that cert-manager was asked for, and then `secret`, if it was made for one.
@@ -73,5 +89,36 @@ where
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_is_what_issuing_ended_with() {
+        let of = |condition: Value| failure(&json!({"status": {"conditions": [condition]}}));
+        let failed =
+            json!({"type": "Issuing", "status": "False", "reason": "Failed", "message": "no"});
+        assert_eq!(of(failed).as_deref(), Some("no"));
+        for other in [
+            json!({"type": "Issuing", "status": "True", "reason": "Expiring", "message": "soon"}),
+            json!({"type": "Ready", "status": "False", "reason": "Failed", "message": "no"}),
+        ] {
+            assert_eq!(of(other), None);
+        }
+        assert_eq!(failure(&json!({"spec": {}})), None);
+    }
+
+    #[test]
+    fn a_page_is_not_passed_on_whole() {
+        let page = "ä".repeat(10_000);
+        let condition =
+            json!({"type": "Issuing", "status": "False", "reason": "Failed", "message": page});
+        let said = failure(&json!({"status": {"conditions": [condition]}})).unwrap();
+        assert_eq!(said.chars().count(), MAX_MESSAGE);
     }
 }

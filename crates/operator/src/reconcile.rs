@@ -239,12 +239,22 @@ impl Turn<'_> {
             self.problems.push(Problem::new("NoCertManager", what));
             return Ok(());
         }
-        self.apply(extras::certificate(self.scope, issuer, sans)).await?;
+        let certificate = self.apply(extras::certificate(self.scope, issuer, sans)).await?;
         let names = self.scope.names;
+        if let Some(why) = certificate.as_ref().and_then(cert_manager::failure) {
+            let what = format!(
+                "cert-manager could not issue the certificate `{}`, and is going to try again: {why}",
+                names.certificate()
+            );
+            self.problems.push(Problem::new("NotIssued", what));
+        }
         let secret = self.facts.secrets.get(&names.certificate());
         let is_issued = secret.is_some_and(|it| cert_manager::has_made(&it.metadata, names));
         if !is_issued {
-            self.progress.push("cert-manager is issuing the certificate".to_owned());
+            self.progress.push(format!(
+                "cert-manager is issuing the certificate; `kubectl describe certificaterequests -n {}` says what it waits for",
+                self.scope.cache.namespace().unwrap_or_default()
+            ));
         }
         // Until then, replicas show what the cache's own authority has signed, if there was one.
         let Some(secret) = secret else { return Ok(()) };
