@@ -165,15 +165,7 @@ async fn what_cert_manager_issues_and_renews_is_shown_and_trusted_and_goes_when_
 
     // As `cmctl renew` does.
     let pods = scene.larder.uids(CACHE).await;
-    let renew = json!({
-        "apiVersion": "cert-manager.io/v1", "kind": "Certificate", "metadata": {"name": SECRET},
-        "status": {"conditions": [{
-            "type": "Issuing", "status": "True", "reason": "ManuallyTriggered",
-            "message": "a person wants it", "lastTransitionTime": Timestamp::now().to_string(),
-        }]},
-    });
-    let (params, renew) = (PatchParams::apply("person"), Patch::Apply(renew));
-    scene.certificates().patch_status(SECRET, &params, &renew).await.unwrap();
+    say_of_issuing(&scene.certificates(), "True", "ManuallyTriggered", "a person wants it").await;
     let is_renewed =
         async || scene.secret(SECRET).await.get("tls.crt").is_some_and(|it| *it != first);
     until("it is renewed", is_renewed).await;
@@ -260,15 +252,7 @@ async fn a_certificate_without_an_authority_is_named_and_one_with_it_is_told_to_
     let fill = async |texts: &[(&str, &str)]| write(client.clone(), NAMESPACE, &spec, texts).await;
     let (leaf, authority) = pair();
     let (cert, key) = (leaf.0.as_str(), leaf.1.as_str());
-    let failed = json!({
-        "apiVersion": "cert-manager.io/v1", "kind": "Certificate", "metadata": {"name": SECRET},
-        "status": {"conditions": [{
-            "type": "Issuing", "status": "False", "reason": "Failed",
-            "message": "the issuer is on holiday", "lastTransitionTime": Timestamp::now().to_string(),
-        }]},
-    });
-    let (params, failed) = (PatchParams::apply("cert-manager"), Patch::Apply(failed));
-    certificates.patch_status(SECRET, &params, &failed).await.unwrap();
+    say_of_issuing(&certificates, "False", "Failed", "the issuer is on holiday").await;
     fill(&[("tls.crt", cert), ("tls.key", key)]).await;
     let is_named = async || message("Degraded").await.contains("the issuer is on holiday");
     until("what cert-manager failed at is named", is_named).await;
@@ -283,6 +267,24 @@ async fn a_certificate_without_an_authority_is_named_and_one_with_it_is_told_to_
     until("nodes are told its authority", is_told).await;
     assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
     assert!(!message("Degraded").await.contains("ca.crt"));
+}
+
+/// Sets the condition that has cert-manager issue the certificate, or says how that ended.
+async fn say_of_issuing(
+    certificates: &Api<DynamicObject>,
+    status: &str,
+    reason: &str,
+    message: &str,
+) {
+    let said = json!({
+        "apiVersion": "cert-manager.io/v1", "kind": "Certificate", "metadata": {"name": SECRET},
+        "status": {"conditions": [{
+            "type": "Issuing", "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": Timestamp::now().to_string(),
+        }]},
+    });
+    let (params, said) = (PatchParams::apply("person"), Patch::Apply(said));
+    certificates.patch_status(SECRET, &params, &said).await.unwrap();
 }
 
 /// Writes the secret of a certificate as cert-manager does.

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! - each section is a module with one `measure`: [`coalesce`], [`cold`], [`wan`], [`warm`]
-//!   (plain and TLS), [`agent`], [`streams`], [`manifests`], [`slowdisk`], [`truncate`], [`outage`], [`index`],
-//!   [`million`], [`eviction`];
+//!   (plain and TLS), [`agent`], [`streams`], [`manifests`], [`slowdisk`], [`truncate`], [`outage`],
+//!   [`index`], [`million`], [`eviction`];
 //! - this module knows the order, the options, and what they share: [`Bench`].
 
 mod agent;
